@@ -1,0 +1,160 @@
+"""QRNN as AllenNLP's Seq2SeqEncoder and Seq2VecEncoder, both named "qrnn" in a config."""
+
+from typing import Any, List, Optional, Tuple
+
+import torch
+from allennlp.common import FromParams
+from allennlp.common.checks import ConfigurationError
+from allennlp.modules.seq2seq_encoders import Seq2SeqEncoder
+from allennlp.modules.seq2vec_encoders import Seq2VecEncoder
+from torch import Tensor
+
+from qrnn.layers import QRNN, QRNNState
+
+HEADS = ("last", "max", "mean")
+
+
+class _Encoder(torch.nn.Module, FromParams):
+    """What both encoders are: a QRNN, its dimensions, and AllenNLP's mask as lengths."""
+
+    _states: Optional[Tuple[Tensor, ...]]
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        kernel_size: int = 2,
+        first_kernel_size: Optional[int] = None,
+        pooling: str = "fo",
+        zoneout: float = 0.0,
+        zoneout_eval: str = "mean",
+        dense: bool = False,
+        masked: bool = True,
+        forget_bias: float = 0.0,
+        stateful: bool = False,
+    ) -> None:
+        super().__init__(stateful)  # type: ignore[call-arg]  # AllenNLP's _EncoderBase
+        try:
+            self.module = QRNN(
+                input_size,
+                hidden_size,
+                num_layers,
+                bias,
+                batch_first=True,
+                dropout=dropout,
+                bidirectional=bidirectional,
+                kernel_size=kernel_size,
+                first_kernel_size=first_kernel_size,
+                pooling=pooling,
+                zoneout=zoneout,
+                zoneout_eval=zoneout_eval,
+                dense=dense,
+                masked=masked,
+                forget_bias=forget_bias,
+            )
+            if stateful:
+                self.module.initial_state(0)  # raises for a QRNN that cannot run in pieces
+        except (TypeError, ValueError) as error:
+            raise ConfigurationError(f'encoder "qrnn": {error}') from error
+
+    def get_input_dim(self) -> int:
+        return self.module.input_size
+
+    def get_output_dim(self) -> int:
+        return self.module.hidden_size * (2 if self.module.bidirectional else 1)
+
+    def is_bidirectional(self) -> bool:
+        return self.module.bidirectional
+
+    def encode(self, inputs: Tensor, mask: Optional[Tensor], state: Any) -> Tuple[Tensor, Any]:
+        if mask is None:
+            return self.module(inputs, state)
+        if mask.shape != inputs.shape[:2]:
+            raise ValueError(
+                f"mask: expected shape {tuple(inputs.shape[:2])}, got {tuple(mask.shape)}"
+            )
+        return self.module(inputs, state, mask.sum(1))
+
+
+@Seq2SeqEncoder.register("qrnn")
+class QRNNSeq2SeqEncoder(_Encoder, Seq2SeqEncoder):
+    """`QRNN`, whose options it takes one to one, on (B, T, input_size) and a mask (B, T).
+
+    The mask is of padding on the right; the output (B, T, output_dim) is zero there, and all
+    zero in a row that is padding only. With `stateful`, state and window are kept between
+    calls and detached, and `reset_states` clears them; rows are matched by their position in
+    the batch, and a row of padding keeps its state.
+    """
+
+    def forward(
+        self, inputs: Tensor, mask: Optional[Tensor], hidden_state: Any = None
+    ) -> Tensor:
+        if not self.stateful:
+            return self.encode(inputs, mask, hidden_state)[0]
+        if hidden_state is not None:
+            raise ValueError("hidden_state: expected None in a stateful encoder, which has its own")
+        B = len(inputs)
+        kept = self._states or _flat(self.module.initial_state(B))
+        missing = B - kept[0].shape[1]
+        if missing > 0:
+            kept = tuple(torch.nn.functional.pad(s, (0, 0, 0, missing)) for s in kept)
+        output, state = self.encode(inputs, mask, _state([s[:, :B] for s in kept]))
+        # a smaller batch than before leaves the states of the rows it lacks
+        self._states = tuple(
+            torch.cat([new, old[:, B:]], 1)
+            for new, old in zip(_flat(state.detach()), kept, strict=True)
+        )
+        return output
+
+
+def _flat(state: QRNNState) -> Tuple[Tensor, ...]:
+    """As AllenNLP keeps states: a tuple of (., B, .), which is what reset_states(mask) wants."""
+    return (state.h, state.c, *state.window)
+
+
+def _state(flat: List[Tensor]) -> QRNNState:
+    return QRNNState(flat[0], flat[1], tuple(flat[2:]))
+
+
+@Seq2VecEncoder.register("qrnn")
+class QRNNSeq2VecEncoder(_Encoder, Seq2VecEncoder):
+    """`QRNN`, whose options it takes one to one, from (B, T, input_size) to (B, output_dim).
+
+    heads: what of the last layer is concatenated to the result: "last" (the last valid step,
+        of the reverse direction its first), "max" and "mean" over the valid steps. A row that
+        is padding only gives zeros.
+    """
+
+    def __init__(self, heads: Optional[List[str]] = None, **options: Any) -> None:
+        heads = ["last"] if heads is None else heads
+        if not heads or not set(heads) <= set(HEADS):
+            raise ConfigurationError(
+                f'encoder "qrnn": heads: expected some of {", ".join(HEADS)}, got {heads}'
+            )
+        if options.get("stateful"):
+            raise ConfigurationError('encoder "qrnn": stateful: a Seq2VecEncoder cannot be')
+        super().__init__(**options)
+        self.heads = heads
+
+    def get_output_dim(self) -> int:
+        return super().get_output_dim() * len(self.heads)
+
+    def forward(self, inputs: Tensor, mask: Optional[Tensor], hidden_state: Any = None) -> Tensor:
+        output, (h_n, _) = self.encode(inputs, mask, hidden_state)
+        if mask is None:
+            mask = torch.ones(output.shape[:2], dtype=torch.bool, device=output.device)
+        directions = 2 if self.module.bidirectional else 1
+        vectors = []
+        for head in self.heads:
+            if head == "last":
+                vectors.append(h_n[-directions:].transpose(0, 1).flatten(1))
+            elif head == "max":
+                top = output.masked_fill(~mask[:, :, None], -torch.inf).amax(1)
+                vectors.append(top.masked_fill(~mask.any(1)[:, None], 0))
+            else:  # the padding of `output` is zero
+                vectors.append(output.sum(1) / mask.sum(1).clamp(min=1)[:, None])
+        return torch.cat(vectors, -1)

@@ -1,0 +1,84 @@
+"""Dataset readers for what the scripts prepare."""
+
+import json
+import logging
+import os
+from pathlib import Path
+from typing import Any, Dict, Iterator, Optional
+
+from allennlp.common.checks import ConfigurationError
+from allennlp.data import DatasetReader, Instance, TokenIndexer
+from allennlp.data.fields import LabelField, TextField
+from allennlp.data.token_indexers import SingleIdTokenIndexer
+from allennlp.data.tokenizers import Token
+
+from qrnn.allennlp.tokenize import tokenize
+
+logger = logging.getLogger(__name__)
+
+
+def data_source(directory: Path) -> Dict[str, Any]:
+    """The meta.json of prepared data: what it is, and whether its content is the official one."""
+    try:
+        return json.loads((directory / "meta.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {"name": directory.name, "official": False, "note": "no meta.json: not prepared"}
+
+
+@DatasetReader.register("imdb")
+class ImdbReader(DatasetReader):
+    """Reads data/imdb/{train,dev,test}.jsonl: a line {"text": "tokens and spaces", "label": ...}.
+
+    Raw text, as in `allennlp predict`, is split by the same rules that prepared the data.
+
+    max_tokens: only the first so many tokens of a review are read; all of them when None.
+    """
+
+    def __init__(
+        self,
+        token_indexers: Optional[Dict[str, TokenIndexer]] = None,
+        max_tokens: Optional[int] = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(
+            manual_distributed_sharding=True, manual_multiprocess_sharding=True, **options
+        )
+        if max_tokens is not None and max_tokens < 1:
+            raise ConfigurationError(f"max_tokens: expected at least 1, got {max_tokens}")
+        self.tokenizer = tokenize  # without one, AllenNLP's predictor downloads spaCy's
+        self.token_indexers = token_indexers or {"tokens": SingleIdTokenIndexer()}
+        self.max_tokens = max_tokens
+
+    def _read(self, file_path: Any) -> Iterator[Instance]:
+        path = Path(os.fspath(file_path))
+        if not path.exists():
+            raise ConfigurationError(f"{path} does not exist: run `make data-imdb` first")
+        source = data_source(path.parent)
+        if not source["official"]:
+            logger.warning("%s IS NOT THE OFFICIAL IMDb DATA: %s", path, source["note"])
+        with path.open(encoding="utf-8") as lines:
+            for number, line in self.shard_iterable(enumerate(lines, 1)):
+                try:
+                    review = json.loads(line)
+                    tokens, label = review["text"].split(), review["label"]
+                except (ValueError, KeyError, AttributeError, TypeError) as error:
+                    raise ConfigurationError(
+                        f'{path}, line {number}: expected {{"text": ..., "label": ...}} ({error!r})'
+                    ) from error
+                yield self._instance(tokens, label)
+
+    def text_to_instance(  # type: ignore[override]
+        self, text: str, label: Optional[str] = None
+    ) -> Instance:
+        return self._instance(self.tokenizer(text), label)
+
+    def _instance(self, words: list, label: Optional[str]) -> Instance:
+        # an empty review still has to fill a row of its batch
+        tokens = [Token(word) for word in words[: self.max_tokens]] or [Token("")]
+        fields: Dict[str, Any] = {"tokens": TextField(tokens)}
+        if label is not None:
+            fields["label"] = LabelField(label)
+        return Instance(fields)
+
+    def apply_token_indexers(self, instance: Instance) -> None:
+        instance["tokens"]._token_indexers = self.token_indexers  # type: ignore[attr-defined]

@@ -1,0 +1,178 @@
+"""The pooling equations as functions of a convolution's pre-activations.
+
+Equations 3 to 5 of Bradbury et al. 2016 (arXiv 1611.01576), in the paper's gate convention:
+f is what is kept, c_t = f_t c_{t-1} + i_t z_t, and i = 1 - f unless the pooling is "ifo".
+"""
+
+from typing import TypedDict, Unpack
+
+import torch
+from torch import Tensor
+
+from qrnn.pooling import operator
+from qrnn.pooling.reference import DIRECTIONS, GATES
+
+ZONEOUT_EVAL = ("mean", "none")
+
+
+def check(condition: bool, argument: str, expected: str, got: object) -> None:
+    if not condition:
+        raise ValueError(f"{argument}: expected {expected}, got {got}")
+
+
+def check_like(argument: str, value: object, shape: tuple[int, ...], like: Tensor) -> None:
+    """Raises unless `value` is a tensor of this shape, on the device and of the dtype of `like`."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{argument}: expected a Tensor, got {type(value).__name__}")
+    check(value.shape == shape, argument, f"shape {tuple(shape)}", tuple(value.shape))
+    check(value.device == like.device, argument, f"device {like.device}", value.device)
+    if value.dtype != like.dtype:
+        raise TypeError(f"{argument}: expected dtype {like.dtype}, got {value.dtype}")
+
+
+def check_floating(argument: str, value: object) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{argument}: expected a Tensor, got {type(value).__name__}")
+    if value.dtype not in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
+        raise TypeError(
+            f"{argument}: expected float32, float64, float16 or bfloat16, got {value.dtype}"
+        )
+
+
+def check_probability(argument: str, value: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{argument}: expected a number, got {type(value).__name__}")
+    check(0 <= value <= 1, argument, "a probability from 0 to 1", value)
+
+
+def check_lengths(lengths: object, batch: int, steps: int, device: torch.device) -> Tensor:
+    """`lengths` as int64 on `device`; values are looked at only where that costs no GPU sync."""
+    if not isinstance(lengths, Tensor):
+        raise TypeError(f"lengths: expected a Tensor, got {type(lengths).__name__}")
+    if lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool:
+        raise TypeError(f"lengths: expected integers, got {lengths.dtype}")
+    check(lengths.shape == (batch,), "lengths", f"shape {(batch,)}", tuple(lengths.shape))
+    if lengths.device.type == "cpu" and batch and not torch.compiler.is_compiling():
+        low, high = int(lengths.min()), int(lengths.max())
+        check(0 <= low and high <= steps, "lengths", f"values from 0 to {steps}", lengths.tolist())
+    return lengths.to(device, torch.int64)
+
+
+def pool(
+    pooling: str,
+    gates: Tensor,
+    c0: Tensor | None = None,
+    *,
+    lengths: Tensor | None = None,
+    direction: str = "forward",
+    zoneout: float = 0.0,
+    zoneout_eval: str = "mean",
+    training: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Activations, zoneout, recurrence and output gate in one step.
+
+    Args:
+        pooling: "f", "fo" or "ifo": G = 2, 3 or 4 blocks of pre-activations.
+        gates: (T, B, D * G * H), in each direction the blocks z, f, o, i (the first G of them);
+            float32, float64, float16 or bfloat16 (16-bit types accumulate in float32).
+        c0: first cells (D, B, H); zeros when None.
+        lengths: valid steps of each sequence, integers (B,); T when None. Padding is never read,
+            gives zeros and changes no state; in reverse a sequence starts at its own last step.
+        direction: "forward", "reverse" or "both" (D = 2: a forward half, then a reverse half).
+        zoneout: the rate at which a forget gate is set to 1 in training, so that (with i = 1 - f)
+            the cell stays as it is (section 2.1 of the paper). Random numbers come from torch's
+            generator of the gates' device.
+        zoneout_eval: what stands for it outside training, which the paper does not say: "mean"
+            scales the update gate 1 - f by 1 - zoneout, "none" uses f as it is.
+        training: whether zoneout is drawn at random.
+
+    Returns:
+        h (T, B, D * H) and c_n (D, B, H), the cells after each sequence's last step.
+
+    Raises:
+        ValueError, TypeError: for an argument of the wrong shape, dtype, device or value.
+    """
+    check(pooling in GATES, "pooling", f"one of {', '.join(GATES)}", repr(pooling))
+    check(direction in DIRECTIONS, "direction", f"one of {', '.join(DIRECTIONS)}", repr(direction))
+    expected = " or ".join(map(repr, ZONEOUT_EVAL))
+    check(zoneout_eval in ZONEOUT_EVAL, "zoneout_eval", expected, repr(zoneout_eval))
+    check_probability("zoneout", zoneout)
+    check_floating("gates", gates)
+    check(gates.dim() == 3, "gates", "3 dimensions (T, B, D * G * H)", tuple(gates.shape))
+    T, B, N = gates.shape
+    D, G = DIRECTIONS[direction], GATES[pooling]
+    check(N % (D * G) == 0, "gates", f"a last dimension divisible by {D * G}", tuple(gates.shape))
+    if c0 is not None:
+        check_like("c0", c0, (D, B, N // (D * G)), gates)
+    if lengths is not None:
+        lengths = check_lengths(lengths, B, T, gates.device)
+
+    seed = None
+    if zoneout and training:
+        seed = torch.randint(2**63 - 1, (), dtype=torch.int64, device=gates.device)
+    elif zoneout_eval == "none":
+        zoneout = 0.0
+    keep_cells = torch.is_grad_enabled() and (
+        gates.requires_grad or (c0 is not None and c0.requires_grad)
+    )
+    h, _, c_n = operator.pool(
+        gates, c0, lengths, seed, pooling, direction, float(zoneout), keep_cells
+    )
+    return h, c_n
+
+
+class PoolOptions(TypedDict, total=False):
+    """The keyword arguments of `pool`."""
+
+    lengths: Tensor | None
+    direction: str
+    zoneout: float
+    zoneout_eval: str
+    training: bool
+
+
+def f_pool(
+    gates: Tensor, c0: Tensor | None = None, **options: Unpack[PoolOptions]
+) -> tuple[Tensor, Tensor]:
+    """h_t = c_t = f_t c_{t-1} + (1 - f_t) z_t (equation 3) from gates z, f; see `pool`."""
+    return pool("f", gates, c0, **options)
+
+
+def fo_pool(
+    gates: Tensor, c0: Tensor | None = None, **options: Unpack[PoolOptions]
+) -> tuple[Tensor, Tensor]:
+    """c_t as in `f_pool`, h_t = o_t c_t (equation 4) from gates z, f, o; see `pool`."""
+    return pool("fo", gates, c0, **options)
+
+
+def ifo_pool(
+    gates: Tensor, c0: Tensor | None = None, **options: Unpack[PoolOptions]
+) -> tuple[Tensor, Tensor]:
+    """c_t = f_t c_{t-1} + i_t z_t, h_t = o_t c_t (equation 5) from gates z, f, o, i; see `pool`."""
+    return pool("ifo", gates, c0, **options)
+
+
+def linear_recurrence(
+    f: Tensor, x: Tensor, h0: Tensor | None = None, *, reverse: bool = False
+) -> Tensor:
+    """h_t = f_t h_{t-1} + x_t, with no activations: the scan for other architectures.
+
+    Args:
+        f: factors (T, B, H); float32, float64, float16 or bfloat16.
+        x: what is added (T, B, H).
+        h0: the value before the first step (B, H); zeros when None.
+        reverse: start at the last step and run to the first.
+
+    Returns:
+        h (T, B, H). Differentiable any number of times.
+
+    Raises:
+        ValueError, TypeError: for an argument of the wrong shape, dtype or device.
+    """
+    check_floating("f", f)
+    check(f.dim() == 3, "f", "3 dimensions (T, B, H)", tuple(f.shape))
+    check_like("x", x, tuple(f.shape), f)
+    if h0 is None:
+        h0 = f.new_zeros(f.shape[1:])
+    check_like("h0", h0, tuple(f.shape[1:]), f)
+    return torch.ops.qrnn.linear_recurrence(f, x, h0, reverse)

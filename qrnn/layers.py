@@ -1,0 +1,463 @@
+"""The convolution, the layer and the stack: QRNNLayer and QRNN (Bradbury et al. 2016, section 2).
+
+Inside everything is time-major: T steps, B sequences, I inputs, H channels, D directions.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+
+from qrnn.functional import (
+    ZONEOUT_EVAL,
+    check,
+    check_floating,
+    check_lengths,
+    check_like,
+    check_probability,
+    pool,
+)
+from qrnn.pooling.reference import GATES
+
+
+class QRNNState(NamedTuple):
+    """What a QRNN carries from one piece of a sequence to the next; L layers, D directions.
+
+    h (L * D, B, H): the last outputs. c (L * D, B, H): the last cells.
+    window: for each layer its last kernel_size - 1 inputs, (kernel_size - 1, B, I).
+    """
+
+    h: Tensor
+    c: Tensor
+    window: tuple[Tensor, ...]
+
+    def detach(self) -> "QRNNState":
+        """The same values, cut from the graph: for truncated back-propagation through time."""
+        return QRNNState(
+            self.h.detach(), self.c.detach(), tuple(window.detach() for window in self.window)
+        )
+
+
+State = QRNNState | tuple[Tensor, Tensor]
+
+
+def _check_size(argument: str, value: object, least: int = 1) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{argument}: expected an int, got {type(value).__name__}")
+    check(value >= least, argument, f"at least {least}", value)
+
+
+class QRNNLayer(nn.Module):
+    """One quasi-recurrent layer: a convolution over time, then pooling. Always time-major.
+
+    Args:
+        input_size: I, features of a step.
+        hidden_size: H, channels of each direction.
+        bias: whether the convolution adds one.
+        bidirectional: a second set of weights runs from the end; outputs are concatenated.
+        kernel_size: k, width of the window. A window longer than the sequence is allowed.
+        pooling: "f", "fo" or "ifo".
+        masked: True: step t sees steps t-k+1 ... t, as in the paper. False: the window is centred
+            (an even one reaches one step further ahead). In reverse all this is mirrored.
+        zoneout, zoneout_eval: see `functional.pool`.
+        forget_bias: start value of the forget gate's bias (the paper states none).
+        device, dtype: of the parameters, as everywhere in torch.nn.
+
+    Parameters:
+        weight (D * G * H, k * I): per direction the blocks z, f, o, i, and in a row the window
+            from its oldest step to its newest. Starts as N(0, 1 / (k * I)).
+        bias (D * G * H): starts at zero, but for the forget gate's.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        bidirectional: bool = False,
+        *,
+        kernel_size: int = 2,
+        pooling: str = "fo",
+        masked: bool = True,
+        zoneout: float = 0.0,
+        zoneout_eval: str = "mean",
+        forget_bias: float = 0.0,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__()
+        _check_size("input_size", input_size)
+        _check_size("hidden_size", hidden_size)
+        _check_size("kernel_size", kernel_size)
+        check(pooling in GATES, "pooling", f"one of {', '.join(GATES)}", repr(pooling))
+        check_probability("zoneout", zoneout)
+        expected = " or ".join(map(repr, ZONEOUT_EVAL))
+        check(zoneout_eval in ZONEOUT_EVAL, "zoneout_eval", expected, repr(zoneout_eval))
+        check(bias or not forget_bias, "forget_bias", "0 in a layer without bias", forget_bias)
+        self.input_size = input_size
+        self.hidden_size = hidden_size
+        self.bidirectional = bidirectional
+        self.kernel_size = kernel_size
+        self.pooling = pooling
+        self.masked = masked
+        self.zoneout = zoneout
+        self.zoneout_eval = zoneout_eval
+        self.forget_bias = forget_bias
+        self.directions = 2 if bidirectional else 1
+        rows = self.directions * GATES[pooling] * hidden_size
+        self.weight = nn.Parameter(
+            torch.empty(rows, kernel_size * input_size, device=device, dtype=dtype)
+        )
+        self.bias = nn.Parameter(torch.empty(rows, device=device, dtype=dtype)) if bias else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.weight, std=self.weight.shape[1] ** -0.5)
+        if self.bias is not None:
+            with torch.no_grad():
+                self.bias.zero_()
+                self.bias.view(self.directions, -1, self.hidden_size)[:, 1] = self.forget_bias
+
+    def extra_repr(self) -> str:
+        text = (
+            f"{self.input_size}, {self.hidden_size}, kernel_size={self.kernel_size}, "
+            f"pooling={self.pooling!r}"
+        )
+        for name, default in (("bidirectional", False), ("masked", True), ("zoneout", 0.0)):
+            if getattr(self, name) != default:
+                text += f", {name}={getattr(self, name)}"
+        return text if self.bias is not None else text + ", bias=False"
+
+    def _windows(self, padded: Tensor, steps: int, reverse: bool) -> Tensor:
+        """(T + k - 1, B, I) to (T, B, k * I), the oldest step of each window first."""
+        k = self.kernel_size
+        taps = [padded[j : j + steps] for j in range(k)]
+        return torch.cat(taps[::-1] if reverse else taps, -1) if k > 1 else padded
+
+    def _gates(self, x: Tensor, window: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The convolution (T, B, D * G * H), and the padded input of the forward direction."""
+        steps, k = len(x), self.kernel_size
+        if k == 1:
+            return F.linear(x, self.weight, self.bias), x
+        left = k - 1 if self.masked else (k - 1) // 2
+        right = k - 1 - left
+        if window is None:
+            padded = F.pad(x, (0, 0, 0, 0, left, right))
+        else:
+            padded = torch.cat([window, x])
+        weights = self.weight.chunk(self.directions)
+        biases = [None] if self.bias is None else self.bias.chunk(self.directions)
+        gates = F.linear(self._windows(padded, steps, False), weights[0], biases[0])
+        if self.bidirectional:
+            mirrored = F.pad(x, (0, 0, 0, 0, right, left))
+            backward = F.linear(self._windows(mirrored, steps, True), weights[1], biases[-1])
+            gates = torch.cat([gates, backward], -1)
+        return gates, padded
+
+    def check_streaming(self) -> None:
+        """Raises ValueError unless the layer runs from left to right only."""
+        if self.bidirectional or not (self.masked or self.kernel_size == 1):
+            raise ValueError(
+                "state: running in pieces needs bidirectional=False and masked=True; "
+                f"this layer has bidirectional={self.bidirectional}, masked={self.masked}"
+            )
+
+    def initial_state(self, batch_size: int) -> QRNNState:
+        """The zero state of `batch_size` sequences: pass it, and get one back to pass next."""
+        return _initial_state([self], batch_size)
+
+    def _last_output(self, output: Tensor, h0: Tensor | None, lengths: Tensor | None) -> Tensor:
+        """(D, B, H): each direction's output at the last valid step it came to; h0 if none."""
+        T, B, D, H = *output.shape[:2], self.directions, self.hidden_size
+        if h0 is None:
+            h0 = output.new_zeros(D, B, H)
+        if not T:
+            return h0
+        ends = [output[-1, :, :H], output[0, :, H:]][:D]
+        if lengths is None:
+            return torch.stack(ends)
+        ends[0] = output[(lengths - 1).clamp(min=0), torch.arange(B, device=output.device), :H]
+        return torch.stack(ends).where((lengths > 0)[:, None], h0)
+
+    def forward(
+        self, x: Tensor, state: State | None = None, lengths: Tensor | None = None
+    ) -> tuple[Tensor, State]:
+        """As `QRNN.forward`, for one layer and an x of (T, B, I)."""
+        _check_input(x, self.weight, self.input_size)
+        T, B, _ = x.shape
+        if state is not None:
+            _check_state(state, [self], x)
+        if lengths is not None:
+            lengths = check_lengths(lengths, B, T, x.device)
+            padding = torch.arange(T, device=x.device)[:, None] >= lengths
+            # not read by the scan, but by windows that look ahead and by the weight's gradient
+            x = x.masked_fill(padding[:, :, None], 0)
+        window = state.window[0].to(x.dtype) if isinstance(state, QRNNState) else None
+        gates, padded = self._gates(x, window)
+        h0, c0 = (None, None) if state is None else (s.to(gates.dtype) for s in state[:2])
+        output, c_n = pool(
+            self.pooling,
+            gates,
+            c0,
+            lengths=lengths,
+            direction="both" if self.bidirectional else "forward",
+            zoneout=self.zoneout,
+            zoneout_eval=self.zoneout_eval,
+            training=self.training,
+        )
+        h_n = self._last_output(output, h0, lengths)
+        if window is None:
+            return output, (h_n, c_n)
+        k = self.kernel_size
+        if lengths is None:
+            window = padded[T:].clone() if k > 1 else window
+        else:
+            rows = lengths + torch.arange(k - 1, device=x.device)[:, None]
+            window = padded[rows, torch.arange(B, device=x.device)]
+        return output, QRNNState(h_n, c_n, (window,))
+
+
+def _initial_state(layers: Sequence[QRNNLayer], batch_size: int) -> QRNNState:
+    _check_size("batch_size", batch_size, 0)
+    for layer in layers:
+        layer.check_streaming()
+    weight, H = layers[0].weight, layers[0].hidden_size
+    zeros = weight.new_zeros(len(layers), batch_size, H)
+    window = [weight.new_zeros(v.kernel_size - 1, batch_size, v.input_size) for v in layers]
+    return QRNNState(zeros, zeros.clone(), tuple(window))
+
+
+def _check_input(x: object, weight: Tensor, input_size: int) -> None:
+    check_floating("input", x)
+    assert isinstance(x, Tensor)
+    check(x.dim() == 3, "input", "3 dimensions", tuple(x.shape))
+    check(x.shape[2] == input_size, "input", f"a last dimension of {input_size}", tuple(x.shape))
+    check(x.device == weight.device, "input", f"device {weight.device}", x.device)
+    if x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):
+        raise TypeError(f"input: expected dtype {weight.dtype}, got {x.dtype}")
+
+
+def _check_state(state: object, layers: Sequence[QRNNLayer], x: Tensor) -> None:
+    if not isinstance(state, tuple) or (len(state) != 2 and not isinstance(state, QRNNState)):
+        raise TypeError(
+            "state: expected a QRNNState or a tuple (h, c), got "
+            + (f"a tuple of {len(state)}" if isinstance(state, tuple) else type(state).__name__)
+        )
+    B, H = x.shape[1], layers[0].hidden_size
+    shape = (len(layers) * layers[0].directions, B, H)
+    named = [("state h", state[0], shape), ("state c", state[1], shape)]
+    if isinstance(state, QRNNState):
+        check(len(state.window) == len(layers), "state window", f"{len(layers)} tensors",
+              len(state.window))  # fmt: skip
+        for n, layer in enumerate(layers):
+            layer.check_streaming()
+            shape = (layer.kernel_size - 1, B, layer.input_size)
+            named.append((f"state window[{n}]", state.window[n], shape))
+    autocast = torch.is_autocast_enabled(x.device.type)
+    for name, value, shape in named:
+        like = value if autocast and isinstance(value, Tensor) else x
+        check_like(name, value, shape, like)
+
+
+class QRNN(nn.Module):
+    """A stack of quasi-recurrent layers, in the place of an nn.LSTM.
+
+    The first seven arguments are nn.LSTM's, in its order. It differs in having no recurrent
+    weights: of an initial state only c is used, h is accepted and returned for compatibility.
+
+    Args:
+        input_size, hidden_size, num_layers, bias, batch_first, bidirectional: as in nn.LSTM.
+        dropout: rate on the outputs of every layer but the last.
+        kernel_size: k, the width of every layer's window; first_kernel_size: of the first
+            layer's, when it is another.
+        pooling: "f", "fo" or "ifo".
+        zoneout: rate at which forget gates are set to 1 in training; zoneout_eval ("mean" or
+            "none") is what stands for it in evaluation. See `functional.pool`.
+        dense: every layer's input is concatenated to its output to make the next layer's input
+            (section 2.1 of the paper); the output is still the last layer's alone.
+        masked: whether windows end at their own step (the paper's masked convolution) or are
+            centred on it, which an encoder may use.
+        forget_bias: start value of the forget gates' bias.
+        device, dtype: of the parameters.
+
+    Raises:
+        ValueError, TypeError: for an option of the wrong type or value, by name.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        *,
+        kernel_size: int = 2,
+        first_kernel_size: int | None = None,
+        pooling: str = "fo",
+        zoneout: float = 0.0,
+        zoneout_eval: str = "mean",
+        dense: bool = False,
+        masked: bool = True,
+        forget_bias: float = 0.0,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__()
+        _check_size("num_layers", num_layers)
+        check_probability("dropout", dropout)
+        if first_kernel_size is None:
+            first_kernel_size = kernel_size
+        _check_size("first_kernel_size", first_kernel_size)
+        self.input_size = input_size
+        self.hidden_size = hidden_size
+        self.num_layers = num_layers
+        self.bias = bias
+        self.batch_first = batch_first
+        self.dropout = float(dropout)
+        self.bidirectional = bidirectional
+        self.dense = dense
+        self.layers = nn.ModuleList()
+        size = input_size
+        for n in range(num_layers):
+            layer = QRNNLayer(
+                size,
+                hidden_size,
+                bias,
+                bidirectional,
+                kernel_size=kernel_size if n else first_kernel_size,
+                pooling=pooling,
+                masked=masked,
+                zoneout=zoneout,
+                zoneout_eval=zoneout_eval,
+                forget_bias=forget_bias,
+                device=device,
+                dtype=dtype,
+            )
+            self.layers.append(layer)
+            width = layer.directions * hidden_size
+            size = size + width if dense else width
+
+    def reset_parameters(self) -> None:
+        for layer in self._layers:
+            layer.reset_parameters()
+
+    def flatten_parameters(self) -> None:
+        """Does nothing: nn.LSTM's callers expect it, and there is nothing to flatten."""
+
+    def extra_repr(self) -> str:
+        names = ("batch_first", "dropout", "dense")
+        return ", ".join(f"{n}={getattr(self, n)}" for n in names if getattr(self, n))
+
+    @property
+    def _layers(self) -> list[QRNNLayer]:
+        return list(self.layers)  # type: ignore[arg-type]
+
+    def initial_state(self, batch_size: int) -> QRNNState:
+        """The zero state of `batch_size` sequences: pass it, and get one back to pass next.
+
+        Running in pieces then equals running at once. Needs bidirectional=False, masked=True.
+        """
+        return _initial_state(self._layers, batch_size)
+
+    def forward(
+        self,
+        input: Tensor | PackedSequence,
+        state: State | None = None,
+        lengths: Tensor | None = None,
+    ) -> tuple[Any, Any]:
+        """nn.LSTM's contract, and two things more: `lengths`, and a state that holds windows.
+
+        Args:
+            input: (T, B, input_size), or (B, T, input_size) with batch_first, or
+                (T, input_size) for one sequence, or a PackedSequence, sorted or not.
+            state: None for zeros; (h, c), each (num_layers * D, B, hidden_size), with zeros to
+                the left of the window; or a QRNNState, which continues exactly where the
+                call that returned it ended. For (T, input_size), h and c without B.
+            lengths: valid steps of each sequence, integers (B,): the padding after them is never
+                read and gives zeros. A PackedSequence brings its own.
+
+        Returns:
+            output: the last layer's h, (T, B, D * hidden_size), in the form of the input.
+            state: h_n, the outputs after each sequence's last step (before its first, in
+                reverse; what came in, for a sequence of length 0) and c_n, the cells there.
+                A QRNNState if `state` was one, otherwise a tuple (h_n, c_n).
+
+        Raises:
+            ValueError, TypeError: for an argument of the wrong shape, dtype, device or value.
+        """
+        if isinstance(input, PackedSequence):
+            check(lengths is None, "lengths", "None with a PackedSequence", lengths)
+            return self._forward_packed(input, state)
+        if isinstance(input, Tensor) and input.dim() == 2:
+            return self._forward_unbatched(input, state, lengths)
+        if isinstance(input, Tensor) and input.dim() == 3 and self.batch_first:
+            output, state = self._forward(input.transpose(0, 1), state, lengths)
+            return output.transpose(0, 1), state
+        return self._forward(input, state, lengths)
+
+    def _forward(
+        self, x: Tensor, state: State | None, lengths: Tensor | None
+    ) -> tuple[Tensor, State]:
+        layers = self._layers
+        _check_input(x, layers[0].weight, self.input_size)
+        if state is not None:
+            _check_state(state, layers, x)
+        D = layers[0].directions
+        output, states = x, []
+        for n, layer in enumerate(layers):
+            own: State | None = None
+            if state is not None:
+                own = (state[0][n * D : (n + 1) * D], state[1][n * D : (n + 1) * D])
+                if isinstance(state, QRNNState):
+                    own = QRNNState(*own, state.window[n : n + 1])
+            output, own = layer(x, own, lengths)
+            states.append(own)
+            if n + 1 < len(layers):
+                dropped = F.dropout(output, self.dropout, self.training)
+                x = torch.cat([x, dropped], -1) if self.dense else dropped
+        h_n, c_n = (torch.cat([s[v] for s in states]) for v in range(2))
+        if isinstance(state, QRNNState):
+            return output, QRNNState(h_n, c_n, tuple(s.window[0] for s in states))
+        return output, (h_n, c_n)
+
+    def _forward_unbatched(
+        self, x: Tensor, state: Any, lengths: Tensor | None
+    ) -> tuple[Tensor, State]:
+        check(lengths is None, "lengths", "None for a single sequence", lengths)
+        if isinstance(state, tuple) and not isinstance(state, QRNNState):
+            for name, value in zip(("state h", "state c"), state, strict=False):
+                check(isinstance(value, Tensor) and value.dim() == 2, name,
+                      "2 dimensions for a single sequence", value)  # fmt: skip
+            state = tuple(value[:, None] for value in state)
+        output, state = self._forward(x[:, None], state, None)
+        if not isinstance(state, QRNNState):
+            state = (state[0][:, 0], state[1][:, 0])
+        return output[:, 0], state
+
+    def _forward_packed(
+        self, packed: PackedSequence, state: State | None
+    ) -> tuple[PackedSequence, State]:
+        """Runs in the packed order, longest first, and returns states in the caller's order."""
+        order, back = packed.sorted_indices, packed.unsorted_indices
+        x, lengths = pad_packed_sequence(PackedSequence(packed.data, packed.batch_sizes))
+        if state is not None:
+            _check_state(state, self._layers, x)
+            state = _reorder(state, order)
+        output, state = self._forward(x, state, lengths)
+        data = pack_padded_sequence(output, lengths).data
+        return PackedSequence(data, packed.batch_sizes, order, back), _reorder(state, back)
+
+
+def _reorder(state: State, order: Tensor | None) -> State:
+    if order is None:
+        return state
+    h, c = (value.index_select(1, order) for value in state[:2])
+    if isinstance(state, QRNNState):
+        return QRNNState(h, c, tuple(w.index_select(1, order) for w in state.window))
+    return h, c

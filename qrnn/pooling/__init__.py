@@ -1,0 +1,1 @@
+"""One operator, several backends: `operator.pool` and `operator.linear_recurrence`."""

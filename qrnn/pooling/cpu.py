@@ -1,0 +1,323 @@
+"""The pooling operator compiled for the CPU by numba.
+
+A thread walks the time steps of some (sequence, direction) rows; its inner loop runs over
+channels without branches, so that LLVM turns it into vector instructions. That is why exp is
+written out here: a call into libm would stop it, and make the scan ten times slower.
+
+Threads are plain ones around kernels that release the GIL, as many as torch uses: numba's own
+threading layers abort the process when two Python threads enter them at once.
+"""
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from math import factorial
+from typing import Any
+
+import numba
+import numpy as np
+import torch
+from torch import Tensor
+
+from qrnn.pooling.reference import DIRECTIONS, GATES
+
+Kernel = Callable[..., None]
+
+_jit = numba.njit(nogil=True, error_model="numpy", fastmath={"contract"}, cache=True)
+_inline = numba.njit(inline="always", error_model="numpy", fastmath={"contract"})
+
+_BLOCK = 16  # channels per vector, at most
+_SERIAL = 1 << 14  # pre-activations below which a second thread costs more than it brings
+
+
+@cache
+def _activations(real: Any) -> tuple[Kernel, Kernel]:
+    """sigmoid and tanh, in the precision `real`, as code that vectorises."""
+    wide = real is np.float64
+    integer = np.int64 if wide else np.int32
+    bias, mantissa = (integer(1023), integer(52)) if wide else (integer(127), integer(23))
+    limit = real(708 if wide else 87)
+    log2_e, half, one, two = (real(v) for v in (np.log2(np.e), 0.5, 1, 2))
+    ln2_high = real(0.693145751953125 if wide else 0.693359375)
+    ln2_low = real(1.42860682030941723212e-6 if wide else -2.12194440e-4)
+    c3, c4, c5, c6, c7, c8, c9, c10, c11, c12, c13 = (real(1 / factorial(k)) for k in range(3, 14))
+
+    @_inline
+    def exp_parts(x):  # type: ignore[no-untyped-def]
+        """s, q with exp(x) = s + s q, s a power of two; NaN goes through."""
+        x = -limit if x < -limit else x
+        x = limit if x > limit else x
+        n = np.floor(x * log2_e + half)
+        r = x - n * ln2_high
+        r = r - n * ln2_low
+        if wide:
+            q = c13
+            q = q * r + c12
+            q = q * r + c11
+            q = q * r + c10
+            q = q * r + c9
+            q = q * r + c8
+            q = q * r + c7
+        else:
+            q = c7
+        q = q * r + c6
+        q = q * r + c5
+        q = q * r + c4
+        q = q * r + c3
+        q = q * r + half
+        q = q * r * r + r
+        return integer((integer(n) + bias) << mantissa).view(real), q
+
+    @_inline
+    def sigmoid(x):  # type: ignore[no-untyped-def]
+        s, q = exp_parts(-x)
+        return one / (one + (s + s * q))
+
+    @_inline
+    def tanh(x):  # type: ignore[no-untyped-def]
+        x = -half * limit if x < -half * limit else x
+        x = half * limit if x > half * limit else x
+        s, q = exp_parts(two * x)
+        # above 2^24 (2^53) the two differ by less than rounding, and s * s would overflow
+        e = s * q + (s - one)
+        return e / (e + two)
+
+    return sigmoid, tanh
+
+
+@numba.njit(inline="always")
+def _dropped(seed, n, threshold):  # type: ignore[no-untyped-def]
+    """Whether entry n of reference.uniform(seed) is below the rate, as 24-bit integers."""
+    x = np.uint64(seed) + np.uint64(0x9E3779B97F4A7C15) * np.uint64(n + 1)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return np.int64((x ^ (x >> np.uint64(31))) >> np.uint64(40)) < threshold
+
+
+@cache
+def _pooling_kernels(real: Any, n_gates: int, random: bool) -> tuple[Kernel, Kernel]:
+    """Forward and backward, for the rows lo..hi of B * D and the channels j0..j1.
+
+    Every row is sliced to one dimension first: only then does numba know its stride to be 1.
+    """
+    sigmoid, tanh = _activations(real)
+    one, zero = real(1), real(0)
+    gated, own_input = n_gates > 2, n_gates > 3
+    O, I = min(2, n_gates - 1), n_gates - 1
+
+    @_jit
+    def forward(  # type: ignore[no-untyped-def]
+        lo, hi, j0, j1, gates, c0, lengths, seed, threshold, keep, reverse, h, cells, c_n
+    ):
+        T, B, D, H = h.shape
+        store = cells.shape[0] > 0
+        c = np.empty(j1 - j0, real)
+        for n in range(lo, hi):
+            b, d = n // D, n % D
+            length = lengths[b]
+            c[:] = c0[d, b, j0:j1]
+            for s in range(length):
+                t = length - 1 - s if reverse or d == 1 else s
+                z_pre, f_pre = gates[t, b, d, 0, j0:j1], gates[t, b, d, 1, j0:j1]
+                o_pre, i_pre = gates[t, b, d, O, j0:j1], gates[t, b, d, I, j0:j1]
+                out = h[t, b, d, j0:j1]
+                first = ((t * B + b) * D + d) * H + j0
+                for j in range(j1 - j0):
+                    update = keep * (one - sigmoid(f_pre[j]))
+                    if random:
+                        update = zero if _dropped(seed, first + j, threshold) else update
+                    i = sigmoid(i_pre[j]) if own_input else update
+                    c[j] = (one - update) * c[j] + i * tanh(z_pre[j])
+                    out[j] = sigmoid(o_pre[j]) * c[j] if gated else c[j]
+                if store:
+                    cells[t, b, d, j0:j1] = c
+            c_n[d, b, j0:j1] = c
+            for t in range(length, T):
+                h[t, b, d, j0:j1] = zero
+                if store:
+                    cells[t, b, d, j0:j1] = zero
+
+    @_jit
+    def backward(  # type: ignore[no-untyped-def]
+        lo, hi, j0, j1, gates, c0, lengths, seed, threshold, keep, reverse, cells,
+        grad_h, grad_c_n, grad_gates, grad_c0,
+    ):
+        T, B, D, H = cells.shape
+        grad_c = np.empty(j1 - j0, real)
+        for n in range(lo, hi):
+            b, d = n // D, n % D
+            length = lengths[b]
+            grad_c[:] = grad_c_n[d, b, j0:j1]
+            for s in range(length - 1, -1, -1):
+                t, before = (length - 1 - s, length - s) if reverse or d == 1 else (s, s - 1)
+                z_pre, f_pre = gates[t, b, d, 0, j0:j1], gates[t, b, d, 1, j0:j1]
+                o_pre, i_pre = gates[t, b, d, O, j0:j1], gates[t, b, d, I, j0:j1]
+                grad_z, grad_f = grad_gates[t, b, d, 0, j0:j1], grad_gates[t, b, d, 1, j0:j1]
+                grad_o, grad_i = grad_gates[t, b, d, O, j0:j1], grad_gates[t, b, d, I, j0:j1]
+                grad_out, c = grad_h[t, b, d, j0:j1], cells[t, b, d, j0:j1]
+                c_before = cells[before, b, d, j0:j1] if s > 0 else c0[d, b, j0:j1]
+                first = ((t * B + b) * D + d) * H + j0
+                for j in range(j1 - j0):
+                    z, f = tanh(z_pre[j]), sigmoid(f_pre[j])
+                    alive = keep
+                    if random:
+                        alive = zero if _dropped(seed, first + j, threshold) else keep
+                    update = alive * (one - f)
+                    g = grad_out[j]
+                    if gated:
+                        o = sigmoid(o_pre[j])
+                        grad_o[j] = g * c[j] * o * (one - o)
+                        g = g * o
+                    g = g + grad_c[j]
+                    slope = alive * f * (one - f)
+                    if own_input:
+                        i = sigmoid(i_pre[j])
+                        grad_i[j] = g * z * i * (one - i)
+                        grad_z[j] = g * i * (one - z * z)
+                        grad_f[j] = g * c_before[j] * slope
+                    else:
+                        grad_z[j] = g * update * (one - z * z)
+                        grad_f[j] = g * (c_before[j] - z) * slope
+                    grad_c[j] = g * (one - update)
+            grad_c0[d, b, j0:j1] = grad_c
+            for t in range(length, T):
+                for gate in range(n_gates):
+                    grad_gates[t, b, d, gate, j0:j1] = zero
+
+    return forward, backward
+
+
+@_jit
+def _recurrence(lo, hi, j0, j1, f, x, h0, reverse, h):  # type: ignore[no-untyped-def]
+    T = f.shape[0]
+    for b in range(lo, hi):
+        last = h0[b, j0:j1]
+        for s in range(T):
+            t = T - 1 - s if reverse else s
+            keep, new, out = f[t, b, j0:j1], x[t, b, j0:j1], h[t, b, j0:j1]
+            for j in range(j1 - j0):
+                out[j] = keep[j] * last[j] + new[j]
+            last = out
+
+
+@cache
+def _threads(process: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="qrnn")
+
+
+def _launch(kernel: Kernel, rows: int, channels: int, work: int, *arguments: Any) -> None:
+    """Calls `kernel` on all rows and channels, cut into one piece per torch thread."""
+    pieces = torch.get_num_threads() if work >= _SERIAL else 1
+    if rows >= pieces:
+        cuts = [rows * p // pieces for p in range(pieces + 1)]
+        calls = [(lo, hi, 0, channels) for lo, hi in zip(cuts, cuts[1:], strict=False)]
+    else:
+        width = max(_BLOCK, -(-channels // pieces))
+        calls = [(0, rows, j, min(j + width, channels)) for j in range(0, channels, width)]
+    # a forked child inherits the pool but not its threads, hence one pool per process
+    others = [_threads(os.getpid()).submit(kernel, *c, *arguments) for c in calls[1:]]
+    if calls:
+        kernel(*calls[0], *arguments)
+    for other in others:
+        other.result()
+
+
+class _Call:
+    """What forward and backward of one call share: shapes, and numpy views in one precision."""
+
+    def __init__(
+        self,
+        gates: Tensor,
+        c0: Tensor | None,
+        lengths: Tensor | None,
+        seed: Tensor | None,
+        pooling: str,
+        direction: str,
+        zoneout: float,
+    ) -> None:
+        T, B, N = gates.shape
+        D, G = DIRECTIONS[direction], GATES[pooling]
+        self.shape, self.dtype = (T, B, D, N // (D * G)), gates.dtype
+        self.wide = torch.float64 if gates.dtype == torch.float64 else torch.float32
+        self.real = np.float64 if self.wide == torch.float64 else np.float32
+        H = self.shape[3]
+        self.kernels = _pooling_kernels(self.real, G, seed is not None)
+        self.gates_shape = (T, B, D, G, H)
+        start = gates.new_zeros(D, B, H) if c0 is None else c0
+        self.inputs = (
+            self.array(gates.reshape(self.gates_shape)),
+            self.array(start),
+            np.full(B, T) if lengths is None else lengths.numpy(),
+            np.int64(0 if seed is None else seed.item()),
+            np.int64(np.ceil(zoneout * (1 << 24))),
+            self.real(1 if seed is not None else 1 - zoneout),
+            direction == "reverse",
+        )
+
+    def array(self, x: Tensor) -> Any:
+        return x.detach().to(self.wide).contiguous().numpy()
+
+    def empty(self, *shape: int) -> Tensor:
+        return torch.empty(shape, dtype=self.wide)
+
+    def run(self, kernel: Kernel, *arguments: Any) -> None:
+        T, B, D, H = self.shape
+        _launch(kernel, B * D, H, T * B * D * H, *self.inputs, *arguments)
+
+
+def pool(
+    gates: Tensor,
+    c0: Tensor | None,
+    lengths: Tensor | None,
+    seed: Tensor | None,
+    pooling: str,
+    direction: str,
+    zoneout: float,
+    keep_cells: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """See `operator.pool`."""
+    call = _Call(gates, c0, lengths, seed, pooling, direction, zoneout)
+    T, B, D, H = call.shape
+    h, c_n = call.empty(T, B, D, H), call.empty(D, B, H)
+    cells = call.empty(T if keep_cells and pooling != "f" else 0, B, D, H)
+    call.run(call.kernels[0], h.numpy(), cells.numpy(), c_n.numpy())
+    kept = cells.flatten(2) if len(cells) else cells.new_empty(0)
+    return h.flatten(2).to(call.dtype), kept.to(call.dtype), c_n.to(call.dtype)
+
+
+def pool_backward(
+    grad_h: Tensor,
+    grad_c_n: Tensor,
+    gates: Tensor,
+    c0: Tensor | None,
+    lengths: Tensor | None,
+    seed: Tensor | None,
+    cells: Tensor,
+    pooling: str,
+    direction: str,
+    zoneout: float,
+) -> tuple[Tensor, Tensor]:
+    """See `operator.pool_backward`."""
+    call = _Call(gates, c0, lengths, seed, pooling, direction, zoneout)
+    T, B, D, H = call.shape
+    grad_gates, grad_c0 = call.empty(*call.gates_shape), call.empty(D, B, H)
+    call.run(
+        call.kernels[1],
+        call.array(cells.view(call.shape)),
+        call.array(grad_h.reshape(call.shape)),
+        call.array(grad_c_n),
+        grad_gates.numpy(),
+        grad_c0.numpy(),
+    )
+    return grad_gates.flatten(2).to(call.dtype), grad_c0.to(call.dtype)
+
+
+def linear_recurrence(f: Tensor, x: Tensor, h0: Tensor, reverse: bool) -> Tensor:
+    """See `operator.linear_recurrence`."""
+    wide = torch.float64 if f.dtype == torch.float64 else torch.float32
+    T, B, H = f.shape
+    h = torch.empty(T, B, H, dtype=wide)
+    arrays = [v.detach().to(wide).contiguous().numpy() for v in (f, x, h0)]
+    _launch(_recurrence, B, H, T * B * H, *arrays, reverse, h.numpy())
+    return h.to(f.dtype)

@@ -1,0 +1,214 @@
+"""The pooling operators as PyTorch sees them: schemas, shapes, gradients, choice of backend.
+
+qrnn::pool              pre-activations to outputs, one fused step
+qrnn::pool_backward     its gradient, itself differentiable (through the reference)
+qrnn::linear_recurrence h_t = f_t h_{t-1} + x_t; its gradient is another linear recurrence
+"""
+
+import warnings
+from functools import cache
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qrnn.pooling import reference
+from qrnn.pooling.reference import DIRECTIONS, GATES
+
+torch.library.define(
+    "qrnn::pool",
+    "(Tensor gates, Tensor? c0, Tensor? lengths, Tensor? seed, str pooling, str direction,"
+    " float zoneout, bool keep_cells) -> (Tensor, Tensor, Tensor)",
+)
+torch.library.define(
+    "qrnn::pool_backward",
+    "(Tensor grad_h, Tensor grad_c_n, Tensor gates, Tensor? c0, Tensor? lengths, Tensor? seed,"
+    " Tensor cells, str pooling, str direction, float zoneout) -> (Tensor, Tensor)",
+)
+torch.library.define(
+    "qrnn::linear_recurrence", "(Tensor f, Tensor x, Tensor h0, bool reverse) -> Tensor"
+)
+
+
+def pool(
+    gates: Tensor,
+    c0: Tensor | None,
+    lengths: Tensor | None,
+    seed: Tensor | None,
+    pooling: str,
+    direction: str,
+    zoneout: float,
+    keep_cells: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The fused step. D is 2 when direction is "both", whose second half runs in reverse.
+
+    Args:
+        gates: pre-activations (T, B, D * G * H), in a direction the blocks z, f[, o[, i]].
+        c0: first cells (D, B, H), or None for zeros.
+        lengths: valid steps (B,) int64, or None for T. Padding is not read and gives zeros;
+            in reverse a sequence starts at its own last step.
+        seed: int64 scalar. With it each forget gate is 1 at the rate `zoneout` (training);
+            without it the update gate 1 - f is scaled by 1 - zoneout (its mean).
+        keep_cells: also return all cells, which the gradient needs.
+
+    Returns:
+        h (T, B, D * H); cells (T, B, D * H), or empty when not kept and for "f", whose cells
+        are h; c_n (D, B, H), the cells after the last valid step.
+    """
+    return torch.ops.qrnn.pool(gates, c0, lengths, seed, pooling, direction, zoneout, keep_cells)
+
+
+@cache
+def _cpu_backend() -> ModuleType | None:
+    try:
+        from qrnn.pooling import cpu
+    except ImportError as error:
+        if (error.name or "").partition(".")[0] not in ("numba", "llvmlite", "numpy"):
+            raise
+        warnings.warn(
+            "qrnn runs its slow PyTorch loop because numba is not installed;"
+            " for the compiled CPU path: pip install 'qrnn[cpu]'",
+            stacklevel=2,
+        )
+        return None
+    return cpu
+
+
+def _check_lengths(lengths: Tensor | None, T: int) -> None:
+    if lengths is not None and len(lengths) and not 0 <= lengths.min() <= lengths.max() <= T:
+        raise ValueError(f"lengths: expected values from 0 to {T}, got {lengths.tolist()}")
+
+
+def _pool_cpu(gates: Tensor, c0: Any, lengths: Any, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    _check_lengths(lengths, len(gates))
+    backend = _cpu_backend() or reference
+    return backend.pool(gates, c0, lengths, *rest)
+
+
+def _pool_backward_default(
+    grad_h: Tensor,
+    grad_c_n: Tensor,
+    gates: Tensor,
+    c0: Tensor | None,
+    lengths: Tensor | None,
+    seed: Tensor | None,
+    cells: Tensor,
+    *options: Any,
+) -> tuple[Tensor, Tensor]:
+    start = grad_c_n.new_zeros(grad_c_n.shape) if c0 is None else c0
+    with torch.enable_grad():
+        leaves = [gates.detach().requires_grad_(), start.detach().requires_grad_()]
+        h, _, c_n = reference.pool(*leaves, lengths, seed, *options, False)
+        grads = torch.autograd.grad((h, c_n), leaves, (grad_h, grad_c_n))
+    return grads[0], grads[1]
+
+
+def _pool_backward_cpu(*arguments: Any) -> tuple[Tensor, Tensor]:
+    backend = _cpu_backend()
+    if backend is None:
+        return _pool_backward_default(*arguments)
+    return backend.pool_backward(*arguments)
+
+
+def _linear_recurrence_cpu(*arguments: Any) -> Tensor:
+    return (_cpu_backend() or reference).linear_recurrence(*arguments)
+
+
+torch.library.impl("qrnn::pool", "default", reference.pool)
+torch.library.impl("qrnn::pool", "cpu", _pool_cpu)
+torch.library.impl("qrnn::pool_backward", "default", _pool_backward_default)
+torch.library.impl("qrnn::pool_backward", "cpu", _pool_backward_cpu)
+torch.library.impl("qrnn::linear_recurrence", "default", reference.linear_recurrence)
+torch.library.impl("qrnn::linear_recurrence", "cpu", _linear_recurrence_cpu)
+
+
+@torch.library.register_fake("qrnn::pool")
+def _pool_fake(
+    gates: Tensor,
+    c0: Tensor | None,
+    lengths: Tensor | None,
+    seed: Tensor | None,
+    pooling: str,
+    direction: str,
+    zoneout: float,
+    keep_cells: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    T, B, N = gates.shape
+    D = DIRECTIONS[direction]
+    H = N // (D * GATES[pooling])
+    kept = (T, B, D * H) if keep_cells and pooling != "f" else (0,)
+    return gates.new_empty(T, B, D * H), gates.new_empty(kept), gates.new_empty(D, B, H)
+
+
+@torch.library.register_fake("qrnn::pool_backward")
+def _pool_backward_fake(
+    grad_h: Tensor, grad_c_n: Tensor, gates: Tensor, *rest: Any
+) -> tuple[Tensor, Tensor]:
+    return gates.new_empty(gates.shape), gates.new_empty(grad_c_n.shape)
+
+
+@torch.library.register_fake("qrnn::linear_recurrence")
+def _linear_recurrence_fake(f: Tensor, x: Tensor, h0: Tensor, reverse: bool) -> Tensor:
+    return f.new_empty(f.shape)
+
+
+def _pool_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    gates, c0, lengths, seed, *ctx.options, _ = inputs
+    h, cells, _ = output
+    ctx.save_for_backward(gates, c0, lengths, seed, h if ctx.options[0] == "f" else cells)
+
+
+def _pool_gradient(ctx: Any, grad_h: Tensor, _: Tensor, grad_c_n: Tensor) -> tuple[Any, ...]:
+    gates, c0, lengths, seed, cells = ctx.saved_tensors
+    grad_gates, grad_c0 = torch.ops.qrnn.pool_backward(
+        grad_h, grad_c_n, gates, c0, lengths, seed, cells, *ctx.options
+    )
+    return grad_gates, None if c0 is None else grad_c0, None, None, None, None, None, None
+
+
+torch.library.register_autograd("qrnn::pool", _pool_gradient, setup_context=_pool_setup)
+
+
+def _pool_backward_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    grad_h, grad_c_n, gates, c0, lengths, seed, _, *ctx.options = inputs
+    ctx.save_for_backward(grad_h, grad_c_n, gates, c0, lengths, seed)
+
+
+def _pool_double_gradient(ctx: Any, *grad_grads: Tensor) -> tuple[Any, ...]:
+    grad_h, grad_c_n, gates, c0, lengths, seed = ctx.saved_tensors
+    start = grad_c_n.new_zeros(grad_c_n.shape) if c0 is None else c0
+    with torch.enable_grad():
+        leaves = [v.detach().requires_grad_() for v in (grad_h, grad_c_n, gates, start)]
+        h, _, c_n = reference.pool(*leaves[2:], lengths, seed, *ctx.options, False)
+        grads = torch.autograd.grad((h, c_n), leaves[2:], leaves[:2], create_graph=True)
+        twice = torch.autograd.grad(grads, leaves, grad_grads)
+    return *twice[:3], None if c0 is None else twice[3], None, None, None, None, None, None
+
+
+torch.library.register_autograd(
+    "qrnn::pool_backward", _pool_double_gradient, setup_context=_pool_backward_setup
+)
+
+
+def _linear_recurrence_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    f, _, h0, ctx.reverse = inputs
+    ctx.save_for_backward(f, h0, output)
+
+
+def _linear_recurrence_gradient(ctx: Any, grad_h: Tensor) -> tuple[Any, ...]:
+    f, h0, h = ctx.saved_tensors
+    if not len(f):
+        return grad_h, grad_h, torch.zeros_like(h0), None
+    # the gradient runs against the scan, and meets at step t the factor that h_t met next
+    zero = torch.zeros_like(f[:1])
+    after = torch.cat([zero, f[:-1]] if ctx.reverse else [f[1:], zero])
+    grad_x = torch.ops.qrnn.linear_recurrence(after, grad_h, torch.zeros_like(h0), not ctx.reverse)
+    before = torch.cat([h[1:], h0[None]] if ctx.reverse else [h0[None], h[:-1]])
+    first = -1 if ctx.reverse else 0
+    return grad_x * before, grad_x, f[first] * grad_x[first], None
+
+
+torch.library.register_autograd(
+    "qrnn::linear_recurrence", _linear_recurrence_gradient, setup_context=_linear_recurrence_setup
+)
