@@ -241,10 +241,10 @@ def _check_input(x: object, weight: Tensor, input_size: int) -> None:
 
 
 def _check_state(state: object, layers: Sequence[QRNNLayer], x: Tensor) -> None:
-    if not isinstance(state, tuple) or (len(state) != 2 and not isinstance(state, QRNNState)):
+    if not isinstance(state, (tuple, list)) or len(state) != 2 + isinstance(state, QRNNState):
+        of = f" of {len(state)}" if isinstance(state, (tuple, list)) else ""
         raise TypeError(
-            "state: expected a QRNNState or a tuple (h, c), got "
-            + (f"a tuple of {len(state)}" if isinstance(state, tuple) else type(state).__name__)
+            f"state: expected a QRNNState or a tuple (h, c), got {type(state).__name__}{of}"
         )
     B, H = x.shape[1], layers[0].hidden_size
     shape = (len(layers) * layers[0].directions, B, H)
@@ -421,9 +421,10 @@ class QRNN(nn.Module):
             if n + 1 < len(layers):
                 dropped = F.dropout(output, self.dropout, self.training)
                 x = torch.cat([x, dropped], -1) if self.dense else dropped
-        h_n, c_n = (torch.cat([s[v] for s in states]) for v in range(2))
+        h_n, c_n = torch.cat([s[0] for s in states]), torch.cat([s[1] for s in states])
+        windows = [window for s in states if isinstance(s, QRNNState) for window in s.window]
         if isinstance(state, QRNNState):
-            return output, QRNNState(h_n, c_n, tuple(s.window[0] for s in states))
+            return output, QRNNState(h_n, c_n, tuple(windows))
         return output, (h_n, c_n)
 
     def _forward_unbatched(

@@ -66,7 +66,7 @@ class RunFile(TrainerCallback):
             return
         now = time.monotonic()
         numbers = {k: v for k, v in metrics.items() if isinstance(v, (int, float))}
-        entry = {"epoch": epoch, "seconds": round(now - self.since, 1), **numbers}
+        entry = {"epoch": epoch, "seconds": round(now - self.since, 3), **numbers}
         self.since = now
         before = [other for other in self.run["history"] if other["epoch"] < epoch]
         self.run["history"] = [*before, entry]

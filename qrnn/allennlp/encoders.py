@@ -37,7 +37,7 @@ class _Encoder(torch.nn.Module, FromParams):
         forget_bias: float = 0.0,
         stateful: bool = False,
     ) -> None:
-        super().__init__(stateful)  # type: ignore[call-arg]  # AllenNLP's _EncoderBase
+        super().__init__(stateful)  # of AllenNLP's _EncoderBase
         try:
             self.module = QRNN(
                 input_size,
@@ -90,9 +90,7 @@ class QRNNSeq2SeqEncoder(_Encoder, Seq2SeqEncoder):
     the batch, and a row of padding keeps its state.
     """
 
-    def forward(
-        self, inputs: Tensor, mask: Optional[Tensor], hidden_state: Any = None
-    ) -> Tensor:
+    def forward(self, inputs: Tensor, mask: Optional[Tensor], hidden_state: Any = None) -> Tensor:
         if not self.stateful:
             return self.encode(inputs, mask, hidden_state)[0]
         if hidden_state is not None:

@@ -4,7 +4,7 @@ import json
 import logging
 import os
 from pathlib import Path
-from typing import Any, Dict, Iterator, Optional
+from typing import Any, Dict, Iterator, List, Optional
 
 from allennlp.common.checks import ConfigurationError
 from allennlp.data import DatasetReader, Instance, TokenIndexer
@@ -67,12 +67,10 @@ class ImdbReader(DatasetReader):
                     ) from error
                 yield self._instance(tokens, label)
 
-    def text_to_instance(  # type: ignore[override]
-        self, text: str, label: Optional[str] = None
-    ) -> Instance:
+    def text_to_instance(self, text: str, label: Optional[str] = None) -> Instance:
         return self._instance(self.tokenizer(text), label)
 
-    def _instance(self, words: list, label: Optional[str]) -> Instance:
+    def _instance(self, words: List[str], label: Optional[str]) -> Instance:
         # an empty review still has to fill a row of its batch
         tokens = [Token(word) for word in words[: self.max_tokens]] or [Token("")]
         fields: Dict[str, Any] = {"tokens": TextField(tokens)}
@@ -81,4 +79,4 @@ class ImdbReader(DatasetReader):
         return Instance(fields)
 
     def apply_token_indexers(self, instance: Instance) -> None:
-        instance["tokens"]._token_indexers = self.token_indexers  # type: ignore[attr-defined]
+        instance["tokens"]._token_indexers = self.token_indexers

@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from itertools import pairwise
 from math import factorial
 from typing import Any
 
@@ -22,7 +23,7 @@ from torch import Tensor
 
 from qrnn.pooling.reference import DIRECTIONS, GATES
 
-Kernel = Callable[..., None]
+Kernel = Callable[..., Any]
 
 _jit = numba.njit(nogil=True, error_model="numpy", fastmath={"contract"}, cache=True)
 _inline = numba.njit(inline="always", error_model="numpy", fastmath={"contract"})
@@ -44,7 +45,7 @@ def _activations(real: Any) -> tuple[Kernel, Kernel]:
     c3, c4, c5, c6, c7, c8, c9, c10, c11, c12, c13 = (real(1 / factorial(k)) for k in range(3, 14))
 
     @_inline
-    def exp_parts(x):  # type: ignore[no-untyped-def]
+    def exp_parts(x):
         """s, q with exp(x) = s + s q, s a power of two; NaN goes through."""
         x = -limit if x < -limit else x
         x = limit if x > limit else x
@@ -70,12 +71,12 @@ def _activations(real: Any) -> tuple[Kernel, Kernel]:
         return integer((integer(n) + bias) << mantissa).view(real), q
 
     @_inline
-    def sigmoid(x):  # type: ignore[no-untyped-def]
+    def sigmoid(x):
         s, q = exp_parts(-x)
         return one / (one + (s + s * q))
 
     @_inline
-    def tanh(x):  # type: ignore[no-untyped-def]
+    def tanh(x):
         x = -half * limit if x < -half * limit else x
         x = half * limit if x > half * limit else x
         s, q = exp_parts(two * x)
@@ -87,7 +88,7 @@ def _activations(real: Any) -> tuple[Kernel, Kernel]:
 
 
 @numba.njit(inline="always")
-def _dropped(seed, n, threshold):  # type: ignore[no-untyped-def]
+def _dropped(seed, n, threshold):
     """Whether entry n of reference.uniform(seed) is below the rate, as 24-bit integers."""
     x = np.uint64(seed) + np.uint64(0x9E3779B97F4A7C15) * np.uint64(n + 1)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -107,9 +108,7 @@ def _pooling_kernels(real: Any, n_gates: int, random: bool) -> tuple[Kernel, Ker
     O, I = min(2, n_gates - 1), n_gates - 1
 
     @_jit
-    def forward(  # type: ignore[no-untyped-def]
-        lo, hi, j0, j1, gates, c0, lengths, seed, threshold, keep, reverse, h, cells, c_n
-    ):
+    def forward(lo, hi, j0, j1, gates, c0, lengths, seed, threshold, keep, reverse, h, cells, c_n):
         T, B, D, H = h.shape
         store = cells.shape[0] > 0
         c = np.empty(j1 - j0, real)
@@ -139,9 +138,23 @@ def _pooling_kernels(real: Any, n_gates: int, random: bool) -> tuple[Kernel, Ker
                     cells[t, b, d, j0:j1] = zero
 
     @_jit
-    def backward(  # type: ignore[no-untyped-def]
-        lo, hi, j0, j1, gates, c0, lengths, seed, threshold, keep, reverse, cells,
-        grad_h, grad_c_n, grad_gates, grad_c0,
+    def backward(
+        lo,
+        hi,
+        j0,
+        j1,
+        gates,
+        c0,
+        lengths,
+        seed,
+        threshold,
+        keep,
+        reverse,
+        cells,
+        grad_h,
+        grad_c_n,
+        grad_gates,
+        grad_c0,
     ):
         T, B, D, H = cells.shape
         grad_c = np.empty(j1 - j0, real)
@@ -189,7 +202,7 @@ def _pooling_kernels(real: Any, n_gates: int, random: bool) -> tuple[Kernel, Ker
 
 
 @_jit
-def _recurrence(lo, hi, j0, j1, f, x, h0, reverse, h):  # type: ignore[no-untyped-def]
+def _recurrence(lo, hi, j0, j1, f, x, h0, reverse, h):
     T = f.shape[0]
     for b in range(lo, hi):
         last = h0[b, j0:j1]
@@ -211,7 +224,7 @@ def _launch(kernel: Kernel, rows: int, channels: int, work: int, *arguments: Any
     pieces = torch.get_num_threads() if work >= _SERIAL else 1
     if rows >= pieces:
         cuts = [rows * p // pieces for p in range(pieces + 1)]
-        calls = [(lo, hi, 0, channels) for lo, hi in zip(cuts, cuts[1:], strict=False)]
+        calls = [(lo, hi, 0, channels) for lo, hi in pairwise(cuts)]
     else:
         width = max(_BLOCK, -(-channels // pieces))
         calls = [(0, rows, j, min(j + width, channels)) for j in range(0, channels, width)]

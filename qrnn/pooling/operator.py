@@ -94,13 +94,15 @@ def _pool_backward_default(
     lengths: Tensor | None,
     seed: Tensor | None,
     cells: Tensor,
-    *options: Any,
+    pooling: str,
+    direction: str,
+    zoneout: float,
 ) -> tuple[Tensor, Tensor]:
     start = grad_c_n.new_zeros(grad_c_n.shape) if c0 is None else c0
     with torch.enable_grad():
-        leaves = [gates.detach().requires_grad_(), start.detach().requires_grad_()]
-        h, _, c_n = reference.pool(*leaves, lengths, seed, *options, False)
-        grads = torch.autograd.grad((h, c_n), leaves, (grad_h, grad_c_n))
+        gates, start = gates.detach().requires_grad_(), start.detach().requires_grad_()
+        h, _, c_n = reference.pool(gates, start, lengths, seed, pooling, direction, zoneout, False)
+        grads = torch.autograd.grad((h, c_n), (gates, start), (grad_h, grad_c_n))
     return grads[0], grads[1]
 
 
@@ -177,11 +179,13 @@ def _pool_backward_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor
 
 def _pool_double_gradient(ctx: Any, *grad_grads: Tensor) -> tuple[Any, ...]:
     grad_h, grad_c_n, gates, c0, lengths, seed = ctx.saved_tensors
+    pooling, direction, zoneout = ctx.options
     start = grad_c_n.new_zeros(grad_c_n.shape) if c0 is None else c0
     with torch.enable_grad():
         leaves = [v.detach().requires_grad_() for v in (grad_h, grad_c_n, gates, start)]
-        h, _, c_n = reference.pool(*leaves[2:], lengths, seed, *ctx.options, False)
-        grads = torch.autograd.grad((h, c_n), leaves[2:], leaves[:2], create_graph=True)
+        grad_h, grad_c_n, gates, start = leaves
+        h, _, c_n = reference.pool(gates, start, lengths, seed, pooling, direction, zoneout, False)
+        grads = torch.autograd.grad((h, c_n), (gates, start), (grad_h, grad_c_n), create_graph=True)
         twice = torch.autograd.grad(grads, leaves, grad_grads)
     return *twice[:3], None if c0 is None else twice[3], None, None, None, None, None, None
 

@@ -1,0 +1,198 @@
+"""Downloads and prepares the IMDb sentiment corpus: python scripts/imdb.py [--mirror ...]
+
+Maas et al., "Learning Word Vectors for Sentiment Analysis" (ACL 2011): 25,000 reviews to train on
+and 25,000 to test on, half of each in favour. Writes train.jsonl, dev.jsonl and test.jsonl, a line
+{"id": "train/pos/0_9", "text": tokens joined by single spaces, "label": "pos" or "neg"} per review,
+and last of all meta.json: where that exists, the rest is complete.
+
+dev.jsonl is a tenth of the training reviews, the same on every machine. Lines are in a fixed random
+order, so that any first n of them are a fair sample.
+"""
+
+import argparse
+import hashlib
+import json
+import re
+import shutil
+import sys
+from collections import Counter
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fetch import FetchError, download, extract, fingerprint, source, write_atomically
+from tqdm import tqdm
+
+URL = "https://ai.stanford.edu/~amaas/data/sentiment/aclImdb_v1.tar.gz"
+FOLDERS = ("train/pos", "train/neg", "test/pos", "test/neg")
+OFFICIAL_COUNTS = dict.fromkeys(FOLDERS, 12_500)
+# Of the contents of the 50,000 files FOLDERS/*_*.txt, in the order of fetch.fingerprint.
+OFFICIAL_FINGERPRINT = "51b7f82e26a5992d64f95922903eeb491ed073331e7d63926bb9c9c4722b90a5"
+SPLIT_SEED = 1
+RECIPE = 1  # raise it when the same corpus is to give other files, so that old ones are replaced
+
+
+class Review(NamedTuple):
+    id: str  # part/label/number_stars
+    text: str  # tokens joined by single spaces
+    label: str
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--mirror", help="folder or URL prefix that holds aclImdb_v1.tar.gz")
+    parser.add_argument("--out", type=Path, default=Path("data/imdb"))
+    parser.add_argument("--cache", type=Path, default=Path("data/download"))
+    arguments = parser.parse_args()
+    try:
+        prepare(arguments.mirror, arguments.out, arguments.cache)
+    except (FetchError, OSError) as error:
+        sys.exit(f"error: {error}")
+
+
+def prepare(mirror: str | None, out: Path, cache: Path) -> None:
+    finished = finished_meta(out)
+    if finished and finished["official"] and not mirror:
+        print(f"{out} is already prepared from the official corpus")
+        return
+    origin = source(URL, mirror)
+    archive = cache / "aclImdb_v1.tar.gz"
+    download(origin, archive)
+    unpacked = cache / "aclImdb_v1.unpacked"
+    shutil.rmtree(unpacked, ignore_errors=True)  # what a killed run left
+    try:
+        extract(archive, unpacked)
+        files = find_reviews(unpacked / "aclImdb", origin)
+        found = fingerprint(file for group in files.values() for file in group)
+        if finished and finished["fingerprint"] == found:
+            print(f"{out} is already prepared from this corpus")
+            if not finished["official"]:
+                warn(finished["note"])
+            return
+        write(out, files, found)
+    finally:
+        shutil.rmtree(unpacked, ignore_errors=True)
+
+
+def find_reviews(root: Path, origin: str) -> dict[str, list[Path]]:
+    """The labelled reviews of each of FOLDERS; whatever else an archive holds is passed over."""
+    files = {}
+    for folder in FOLDERS:
+        files[folder] = [
+            file for file in (root / folder).glob("*.txt") if re.match(r"\d+_\d+\.txt$", file.name)
+        ]
+        if not files[folder]:
+            raise FetchError(
+                f"{origin} is not an IMDb archive: no reviews aclImdb/{folder}/NUMBER_STARS.txt"
+            )
+    return files
+
+
+def write(out: Path, files: dict[str, list[Path]], found: str) -> None:
+    reviews = {folder: read_reviews(folder, files[folder]) for folder in FOLDERS}
+    train, dev = split(reviews["train/pos"] + reviews["train/neg"])
+    test = shuffled(reviews["test/pos"] + reviews["test/neg"])
+    official = found == OFFICIAL_FINGERPRINT
+    meta: dict[str, Any] = {
+        "name": "imdb",
+        "official": official,
+        "fingerprint": found,
+        "note": "content verified: the official 50,000 reviews" if official else describe(files),
+        "counts": {},
+        "files": {},  # sha256 of each
+        **recipe(),
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "meta.json").unlink(missing_ok=True)
+    for part, members in (("train", train), ("dev", dev), ("test", test)):
+        lines = "".join(json.dumps(r._asdict(), ensure_ascii=False) + "\n" for r in members)
+        write_atomically(out / f"{part}.jsonl", lines)
+        meta["files"][f"{part}.jsonl"] = hashlib.sha256(lines.encode()).hexdigest()
+        meta["counts"][part] = {
+            "pos": sum(r.label == "pos" for r in members),
+            "neg": sum(r.label == "neg" for r in members),
+            "tokens": sum(len(r.text.split()) for r in members),
+        }
+    write_atomically(out / "meta.json", json.dumps(meta, indent=2) + "\n")
+    for part, counts in meta["counts"].items():
+        print(f"{out}/{part}.jsonl: " + ", ".join(f"{n:,} {what}" for what, n in counts.items()))
+    if not official:
+        warn(meta["note"])
+
+
+def read_reviews(folder: str, files: list[Path]) -> list[Review]:
+    from qrnn.allennlp.tokenize import tokenize  # slow to import: not before it is needed
+
+    reviews = []
+    for file in tqdm(files, desc=f"tokenising {folder}", unit=" reviews"):
+        try:
+            text = " ".join(tokenize(file.read_text("utf-8")))
+        except UnicodeDecodeError as error:
+            raise FetchError(f"{folder}/{file.name} is not UTF-8: {error}") from error
+        if not text:
+            raise FetchError(f"{folder}/{file.name} holds no words")
+        reviews.append(Review(f"{folder}/{file.stem}", text, folder.split("/")[1]))
+    return reviews
+
+
+def split(reviews: list[Review]) -> tuple[list[Review], list[Review]]:
+    """Training and development part: a tenth of each label goes into the second, and reviews of
+    the same text go together, whatever their labels."""
+    same_text: dict[str, list[Review]] = {}
+    for review in shuffled(reviews):
+        same_text.setdefault(review.text, []).append(review)
+    room = {label: (n + 5) // 10 for label, n in Counter(r.label for r in reviews).items()}
+    train, dev = [], []
+    for group in same_text.values():
+        wanted = Counter(r.label for r in group)
+        if all(n <= room[label] for label, n in wanted.items()):
+            dev += group
+            room = {label: n - wanted[label] for label, n in room.items()}
+        else:
+            train += group
+    for name, part in (("training", train), ("development", dev)):
+        if len({r.label for r in part}) < 2:
+            raise FetchError(f"too few different reviews: one label is missing in the {name} part")
+    return train, dev
+
+
+def shuffled(reviews: list[Review]) -> list[Review]:
+    """An order that depends on the ids and SPLIT_SEED alone."""
+    return sorted(reviews, key=lambda r: hashlib.sha256(f"{SPLIT_SEED} {r.id}".encode()).digest())
+
+
+def finished_meta(out: Path) -> dict[str, Any] | None:
+    """meta.json of an earlier run, if today's code would write the same files from its corpus."""
+    try:
+        meta = json.loads((out / "meta.json").read_text("utf-8"))
+        intact = all(
+            hashlib.sha256((out / name).read_bytes()).hexdigest() == digest
+            for name, digest in meta["files"].items()
+        )
+    except (FileNotFoundError, KeyError, json.JSONDecodeError):
+        return None
+    return meta if intact and meta.items() >= recipe().items() else None
+
+
+def recipe() -> dict[str, Any]:
+    """What, beside the corpus, decides what is written."""
+    return {"recipe": RECIPE, "split_seed": SPLIT_SEED, "tokenizer": f"spacy {version('spacy')}"}
+
+
+def describe(files: dict[str, list[Path]]) -> str:
+    counts = {folder: len(group) for folder, group in files.items()}
+    found = ", ".join(f"{folder} {n:,}" for folder, n in counts.items())
+    if counts == OFFICIAL_COUNTS:
+        return f"NOT OFFICIAL: the official counts ({found}), but other content"
+    return f"NOT OFFICIAL: {found} reviews, where the official corpus has 12,500 in each"
+
+
+def warn(note: str) -> None:
+    lines = ["WARNING", note, "Every result made from this data is recorded as not official."]
+    width = max(map(len, lines))
+    bar = "#" * (width + 4)
+    print(bar, *(f"# {line:{width}} #" for line in lines), bar, sep="\n", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

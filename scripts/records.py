@@ -1,0 +1,137 @@
+"""Records: the small JSON files that every number in README.md and reports/ comes from.
+
+reports/results/<experiment>-<row>[-seed<seed>].json, one run each. A record has the fields of
+FIELDS, and `metrics` (flat) with `history` (per epoch), or a benchmark's `table` (flat rows).
+"""
+
+import hashlib
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Iterable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from fetch import write_atomically
+
+SCHEMA = 1
+RESULTS = Path("reports/results")
+PACKAGES = ("qrnn", "torch", "numba", "numpy", "allennlp", "joeynmt", "cupy")
+FIELDS: dict[str, tuple[type, ...]] = {
+    "schema": (int,),
+    "experiment": (str,),
+    "row": (str,),
+    "seed": (int, type(None)),
+    "data": (dict, type(None)),
+    "device": (str,),
+    "versions": (dict,),
+    "commit": (str,),
+    "config_sha256": (str, type(None)),
+    "wall_seconds": (int, float),
+    "command": (str,),
+}
+
+
+class RecordError(ValueError):
+    """A record that does not fit the schema; the message names the file."""
+
+
+def check(record: Any, name: str) -> None:
+    """Raises RecordError unless `record` fits the schema."""
+    if not isinstance(record, dict):
+        raise RecordError(f"{name}: expected an object, got {type(record).__name__}")
+    for field, types in FIELDS.items():
+        if field not in record:
+            raise RecordError(f"{name}: lacks {field!r}")
+        if isinstance(record[field], bool) or not isinstance(record[field], types):
+            expected = " or ".join(t.__name__ for t in types)
+            raise RecordError(f"{name}: {field}: expected {expected}, got {record[field]!r}")
+    if record["schema"] != SCHEMA:
+        raise RecordError(f"{name}: schema: expected {SCHEMA}, got {record['schema']}")
+    if "table" in record:
+        table = record["table"]
+        if not isinstance(table, list) or not all(isinstance(row, dict) for row in table):
+            raise RecordError(f"{name}: table: expected a list of objects")
+        return
+    if record["data"] is None or not isinstance(record["data"].get("official"), bool):
+        raise RecordError(f"{name}: data: expected `official`, true or false")
+    metrics, history = record.get("metrics"), record.get("history")
+    if not isinstance(metrics, dict) or not all(map(_is_number, metrics.values())):
+        raise RecordError(f"{name}: metrics: expected an object of numbers")
+    if not isinstance(history, list) or not all(isinstance(epoch, dict) for epoch in history):
+        raise RecordError(f"{name}: history: expected a list of objects")
+
+
+def path(directory: Path, experiment: str, row: str, seed: int | None) -> Path:
+    return directory / (
+        "-".join([experiment, row] + [f"seed{seed}"] * (seed is not None)) + ".json"
+    )
+
+
+def write(directory: Path, record: dict[str, Any]) -> Path:
+    """Checks and writes a record; `schema`, `versions` and `commit` are added where missing."""
+    record = {"schema": SCHEMA, "versions": versions(), "commit": commit(), **record}
+    target = path(directory, record["experiment"], record["row"], record["seed"])
+    check(record, target.name)
+    directory.mkdir(parents=True, exist_ok=True)
+    write_atomically(target, json.dumps(record, indent=1, sort_keys=True) + "\n")
+    return target
+
+
+def load(directory: Path) -> dict[str, dict[str, Any]]:
+    """All records of a directory by file name, in its order."""
+    found = {}
+    for file in sorted(directory.glob("*.json")):
+        try:
+            record = json.loads(file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise RecordError(f"{file}: not JSON: {error}") from error
+        check(record, str(file))
+        found[file.name] = record
+    return found
+
+
+def versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def commit() -> str:
+    """The commit of the working directory, with "+changes" when tracked files differ from it."""
+
+    def git(*arguments: str) -> str:
+        run = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
+        return run.stdout.strip() if run.returncode == 0 else ""
+
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", ":!reports", ":!README.md")
+    return (git("rev-parse", "HEAD") or "unknown") + ("+changes" if changed else "")
+
+
+def device() -> str:
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"CPU ({_cpu_model()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads)"
+
+
+def sha256(texts: Iterable[str]) -> str:
+    return hashlib.sha256("".join(texts).encode()).hexdigest()
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -1,0 +1,208 @@
+import pytest
+import torch
+from allennlp.common import Params
+from allennlp.common.checks import ConfigurationError
+from allennlp.modules import Seq2SeqEncoder, Seq2VecEncoder
+from allennlp.modules.seq2seq_encoders import PytorchSeq2SeqWrapper
+from allennlp.modules.seq2vec_encoders import PytorchSeq2VecWrapper
+
+from qrnn import QRNN
+from qrnn.allennlp import QRNNSeq2SeqEncoder, QRNNSeq2VecEncoder
+
+OPTIONS = {
+    "input_size": 5,
+    "hidden_size": 7,
+    "num_layers": 2,
+    "bias": True,
+    "dropout": 0.25,
+    "bidirectional": True,
+    "kernel_size": 3,
+    "first_kernel_size": 4,
+    "pooling": "ifo",
+    "zoneout": 0.1,
+    "zoneout_eval": "none",
+    "dense": True,
+    "masked": False,
+    "forget_bias": 1.5,
+}
+LENGTHS = [6, 0, 3, 1]
+
+
+def batch(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Inputs (4, 6, 5) with NaN for padding, and their mask."""
+    torch.manual_seed(seed)
+    mask = torch.arange(6) < torch.tensor(LENGTHS)[:, None]
+    return torch.randn(4, 6, 5).masked_fill(~mask[:, :, None], torch.nan), mask
+
+
+@pytest.mark.parametrize("kind", [Seq2SeqEncoder, Seq2VecEncoder])
+def test_a_config_sets_every_option(kind):
+    encoder = kind.from_params(Params({"type": "qrnn", **OPTIONS}))
+    module = encoder.module
+    for name in ("input_size", "hidden_size", "num_layers", "dropout", "bidirectional", "dense"):
+        assert getattr(module, name) == OPTIONS[name]
+    assert [layer.kernel_size for layer in module.layers] == [4, 3]
+    for layer in module.layers:
+        for name in ("pooling", "zoneout", "zoneout_eval", "masked", "forget_bias"):
+            assert getattr(layer, name) == OPTIONS[name]
+    assert (encoder.get_input_dim(), encoder.get_output_dim()) == (5, 14)
+    if kind is Seq2SeqEncoder:
+        assert encoder.is_bidirectional()
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("masked", [False, True])
+def test_each_row_is_encoded_as_if_alone_and_padding_gives_zeros(bidirectional, masked):
+    encoder = QRNNSeq2SeqEncoder(
+        5, 7, 2, bidirectional=bidirectional, kernel_size=3, masked=masked, dense=True
+    ).double()
+    x, mask = batch()
+    output = encoder(x.double(), mask)
+    assert output.shape == (4, 6, encoder.get_output_dim())
+    for row, length in enumerate(LENGTHS):
+        assert (output[row, length:] == 0).all()
+        if length:
+            alone, _ = encoder.module(x[row : row + 1, :length].double())
+            torch.testing.assert_close(output[row : row + 1, :length], alone)
+
+
+def test_no_mask_means_no_padding():
+    encoder = QRNNSeq2SeqEncoder(5, 7)
+    x = torch.randn(3, 4, 5)
+    full = torch.ones(3, 4, dtype=torch.bool)
+    torch.testing.assert_close(encoder(x, None), encoder(x, full))
+    vector = QRNNSeq2VecEncoder(input_size=5, hidden_size=7, heads=["last", "mean", "max"])
+    torch.testing.assert_close(vector(x, None), vector(x, full))
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_vectors_are_the_last_valid_state_and_the_pools_of_valid_steps(bidirectional):
+    encoder = QRNNSeq2VecEncoder(
+        input_size=5,
+        hidden_size=7,
+        num_layers=2,
+        bidirectional=bidirectional,
+        heads=["last", "max", "mean"],
+    )
+    x, mask = batch()
+    vectors = encoder(x, mask)
+    width = 14 if bidirectional else 7
+    assert encoder.get_output_dim() == 3 * width == vectors.shape[1]
+    assert (vectors[1] == 0).all()
+    for row, length in enumerate(LENGTHS):
+        if length:
+            output = encoder.module(x[row : row + 1, :length])[0][0]
+            last = torch.cat([output[-1, :7], output[0, 7:]])
+            expected = torch.cat([last, output.amax(0), output.mean(0)])
+            torch.testing.assert_close(vectors[row], expected)
+
+
+def test_gradients_ignore_padding():
+    for encoder in (
+        QRNNSeq2SeqEncoder(5, 7, kernel_size=3, masked=False, bidirectional=True),
+        QRNNSeq2VecEncoder(input_size=5, hidden_size=7, heads=["last", "max", "mean"]),
+    ):
+        encoder(*batch()).sum().backward()
+        assert all(torch.isfinite(p.grad).all() for p in encoder.parameters())
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_agrees_with_a_qrnn_in_allennlps_own_wrappers(bidirectional):
+    options = {"num_layers": 2, "bidirectional": bidirectional, "kernel_size": 3, "dense": True}
+    module = QRNN(5, 7, batch_first=True, **options)
+    x, mask = batch()
+    x = x.nan_to_num()
+    for ours, wrapper in (
+        (QRNNSeq2SeqEncoder, PytorchSeq2SeqWrapper),
+        (QRNNSeq2VecEncoder, PytorchSeq2VecWrapper),
+    ):
+        encoder = ours(input_size=5, hidden_size=7, **options)
+        encoder.module.load_state_dict(module.state_dict())
+        torch.testing.assert_close(encoder(x, mask), wrapper(module)(x, mask))
+
+
+def test_wrapper_passes_an_initial_state():
+    module = QRNN(5, 7, batch_first=True)
+    x, mask = batch()
+    state = (torch.zeros(1, 4, 7), torch.randn(1, 4, 7))
+    output = PytorchSeq2SeqWrapper(module)(x.nan_to_num(), mask, state)
+    ours = QRNNSeq2SeqEncoder(5, 7)
+    ours.module.load_state_dict(module.state_dict())
+    torch.testing.assert_close(output, ours(x, mask, state))
+
+
+def test_stateful_pieces_are_the_whole():
+    encoder = QRNNSeq2SeqEncoder(5, 7, 2, kernel_size=3, dense=True, stateful=True).double()
+    x = torch.randn(4, 9, 5, dtype=torch.double)
+    mask = torch.ones(4, 9, dtype=torch.bool)
+    whole, _ = encoder.module(x)
+    pieces = [encoder(x[:, a:b], mask[:, a:b]) for a, b in ((0, 4), (4, 5), (5, 9))]
+    torch.testing.assert_close(torch.cat(pieces, 1), whole)
+    assert not any(state.requires_grad for state in encoder._states)
+
+
+def test_stateful_rows_keep_their_state_while_they_are_absent():
+    encoder = QRNNSeq2SeqEncoder(5, 7, kernel_size=3, stateful=True).double()
+    x = torch.randn(4, 6, 5, dtype=torch.double)
+    whole, _ = encoder.module(x)
+    first, second = x[:, :3], x[:, 3:]
+    encoder(first[:2], torch.ones(2, 3, dtype=torch.bool))  # rows 2 and 3 come later
+    mask = torch.tensor([[0, 0, 0], [0, 0, 0], [1, 1, 1], [1, 1, 1]], dtype=torch.bool)
+    encoder(first, mask)  # rows 0 and 1 are padding only
+    torch.testing.assert_close(
+        encoder(second[:3], torch.ones(3, 3, dtype=torch.bool)), whole[:3, 3:]
+    )
+    mask = torch.tensor([[0], [0], [0], [1]], dtype=torch.bool)
+    torch.testing.assert_close(encoder(second[:, :1], mask)[3], whole[3, 3:4])
+
+
+def test_reset_states_clears_all_or_some_rows():
+    encoder = QRNNSeq2SeqEncoder(5, 7, kernel_size=3, stateful=True)
+    x, mask = torch.randn(2, 4, 5), torch.ones(2, 4, dtype=torch.bool)
+    fresh = encoder(x, mask)
+    carried = encoder(x, mask)
+    assert not torch.allclose(fresh, carried)
+    encoder.reset_states()
+    torch.testing.assert_close(encoder(x, mask), fresh)
+    encoder.reset_states(torch.tensor([True, False]))
+    again = encoder(x, mask)
+    torch.testing.assert_close(again[0], fresh[0])
+    torch.testing.assert_close(again[1], carried[1])
+
+
+def test_stateful_takes_no_state_from_outside():
+    encoder = QRNNSeq2SeqEncoder(5, 7, stateful=True)
+    with pytest.raises(ValueError, match="hidden_state"):
+        encoder(torch.randn(1, 2, 5), None, (torch.zeros(1, 1, 7), torch.zeros(1, 1, 7)))
+
+
+def test_a_mask_of_another_shape_is_refused():
+    with pytest.raises(ValueError, match=r"mask: expected shape \(2, 3\), got \(2, 4\)"):
+        QRNNSeq2SeqEncoder(5, 7)(torch.randn(2, 3, 5), torch.ones(2, 4, dtype=torch.bool))
+
+
+@pytest.mark.parametrize(
+    "options, named",
+    [
+        ({"pooling": "lstm"}, "pooling"),
+        ({"dropout": 2.0}, "dropout"),
+        ({"hidden_size": 0}, "hidden_size"),
+        ({"stateful": True, "bidirectional": True}, "bidirectional"),
+        ({"stateful": True, "masked": False}, "masked"),
+    ],
+)
+def test_bad_options_are_configuration_errors(options, named):
+    with pytest.raises(ConfigurationError, match=named):
+        QRNNSeq2SeqEncoder(**{"input_size": 5, "hidden_size": 7, **options})
+
+
+@pytest.mark.parametrize("options", [{"heads": []}, {"heads": ["first"]}, {"stateful": True}])
+def test_bad_options_of_the_vector_encoder(options):
+    with pytest.raises(ConfigurationError, match=next(iter(options))):
+        QRNNSeq2VecEncoder(input_size=5, hidden_size=7, **options)
+
+
+@pytest.mark.parametrize("kind", [Seq2SeqEncoder, Seq2VecEncoder])
+def test_an_unknown_option_is_refused(kind):
+    with pytest.raises((ConfigurationError, TypeError), match="kernels"):
+        kind.from_params(Params({"type": "qrnn", "input_size": 5, "hidden_size": 7, "kernels": 2}))

@@ -1,0 +1,132 @@
+"""The commands that people type, on a tiny corpus, each in its own process and directory."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+WORDS = {"pos": "good fine lovely", "neg": "bad poor dull"}
+SMALL = {
+    "vocabulary": {},
+    "model.text_field_embedder.token_embedders.tokens.embedding_dim": 8,
+    "model.seq2vec_encoder.input_size": 8,
+    "model.seq2vec_encoder.hidden_size": 8,
+    "model.seq2vec_encoder.num_layers": 1,
+    "trainer.num_epochs": 3,
+    "trainer.optimizer.lr": 0.03,
+}
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """A directory with configs/ and data/imdb/ as in the repository, but with 60 reviews."""
+    root = tmp_path_factory.mktemp("project")
+    shutil.copytree(ROOT / "configs", root / "configs")
+    data = root / "data" / "imdb"
+    data.mkdir(parents=True)
+    for part in ("train", "dev", "test"):
+        lines = [
+            {"text": f"a {word} film number {n}", "label": label}
+            for n in range(10)
+            for label, words in WORDS.items()
+            for word in words.split()
+        ]
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        (data / f"{part}.jsonl").write_text(text, encoding="utf-8")
+    (data / "meta.json").write_text('{"name": "imdb", "official": false, "note": "tiny"}')
+    return root
+
+
+def allennlp(cwd, *arguments, **overrides):
+    command = [Path(sys.executable).with_name("allennlp"), *arguments]
+    if arguments[0] == "train":
+        command += ["-o", json.dumps({**SMALL, **overrides})]
+    run = subprocess.run(
+        command,
+        cwd=cwd,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-4000:]
+    return run.stdout + run.stderr
+
+
+@pytest.fixture(scope="module")
+def trained(project):
+    """`allennlp train configs/imdb.jsonnet`, verbatim but for the size: no -s, no plugin flag."""
+    output = allennlp(project, "train", "configs/imdb.jsonnet")
+    assert "NOT THE OFFICIAL IMDb DATA" in output and "NO WORD VECTORS" in output
+    return project / "runs" / "imdb"
+
+
+def history(directory):
+    return json.loads((directory / "run.json").read_text(encoding="utf-8"))["history"]
+
+
+def test_train_learns_and_tells_what_it_was_trained_on(trained):
+    metrics = json.loads((trained / "metrics.json").read_text(encoding="utf-8"))
+    assert metrics["best_validation_accuracy"] > 0.9
+    run = json.loads((trained / "run.json").read_text(encoding="utf-8"))
+    assert run["data"] == {"name": "imdb", "official": False, "note": "tiny"}
+    assert run["vectors"] == "none (random start)" and run["seed"] == 1
+    assert [epoch["epoch"] for epoch in run["history"]] == [0, 1, 2]
+    assert all(epoch["seconds"] > 0 for epoch in run["history"])
+
+
+def test_evaluate_and_predict_from_another_directory(trained, tmp_path):
+    model = trained / "model.tar.gz"
+    test = trained.parents[1] / "data" / "imdb" / "test.jsonl"
+    allennlp(tmp_path, "evaluate", model, test, "--output-file", "metrics.json")
+    assert json.loads((tmp_path / "metrics.json").read_text())["accuracy"] > 0.9
+    raw = tmp_path / "raw.jsonl"
+    raw.write_text('{"sentence": "A lovely film."}\n{"sentence": "A film,<br />dull"}\n')
+    allennlp(tmp_path, "predict", model, raw, "--output-file", "predicted.jsonl")
+    lines = (tmp_path / "predicted.jsonl").read_text().splitlines()
+    assert [json.loads(line)["label"] for line in lines] == ["pos", "neg"]
+
+
+def test_recover_continues_an_interrupted_run_to_the_same_end(trained, tmp_path):
+    config = trained.parents[1] / "configs" / "imdb.jsonnet"
+    command = [Path(sys.executable).with_name("allennlp"), "train", config, "-s", "run"]
+    process = subprocess.Popen(
+        [*command, "-o", json.dumps(SMALL)],
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    first = tmp_path / "run" / "metrics_epoch_0.json"
+    while not first.exists():
+        assert process.poll() is None
+        time.sleep(0.005)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "run" / "model.tar.gz").exists()
+    allennlp(tmp_path, "train", config, "-s", "run", "--recover")
+    whole, recovered = history(trained), history(tmp_path / "run")
+    assert [epoch["epoch"] for epoch in recovered] == [0, 1, 2]
+    for a, b in zip(whole, recovered, strict=True):
+        for name in ("validation_loss", "validation_accuracy"):
+            assert a[name] == pytest.approx(b[name], rel=1e-6)
+
+
+def test_two_processes_train_together(project, tmp_path):
+    distributed = {"distributed": {"cuda_devices": [-1, -1]}}
+    config = project / "configs" / "imdb_k4.jsonnet"
+    allennlp(tmp_path, "train", config, **distributed)
+    directory = tmp_path / "runs" / "imdb_k4"
+    metrics = json.loads((directory / "metrics.json").read_text(encoding="utf-8"))
+    assert metrics["best_validation_accuracy"] > 0.9
+    assert [epoch["epoch"] for epoch in history(directory)] == [0, 1, 2]
+    config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    assert config["model"]["seq2vec_encoder"]["first_kernel_size"] == 4

@@ -1,0 +1,303 @@
+import hashlib
+import io
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tarfile
+from collections import Counter
+from pathlib import Path
+
+import imdb
+import pytest
+import sample
+from fetch import FetchError
+from imdb import FOLDERS, OFFICIAL_COUNTS, OFFICIAL_FINGERPRINT, URL, Review, prepare, split
+
+ROOT = Path(imdb.__file__).parents[1]
+MIRROR = Path(os.environ.get("QRNN_MIRROR", ROOT.parent / "shared/data/mirror"))
+
+
+@pytest.fixture
+def mirror(tmp_path) -> Path:
+    """A folder with a small archive: 60 reviews to train on, 20 to test on."""
+    return mirror_of(tmp_path / "mirror", sample.archive({"train": 60, "test": 20}))
+
+
+@pytest.fixture(autouse=True)
+def in_tmp_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def mirror_of(folder: Path, archive: bytes) -> Path:
+    folder.mkdir()
+    (folder / "aclImdb_v1.tar.gz").write_bytes(archive)
+    return folder
+
+
+def archive_of(files: dict[str, bytes]) -> bytes:
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz") as tar:
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    return packed.getvalue()
+
+
+def files_of(archive: bytes) -> dict[str, bytes]:
+    with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
+        return {member.name: tar.extractfile(member).read() for member in tar}
+
+
+def run(mirror: Path | None, out: str = "out") -> dict[str, bytes]:
+    prepare(mirror and str(mirror), Path(out), Path("cache"))
+    return {path.name: path.read_bytes() for path in Path(out).iterdir()}
+
+
+def rows(written: dict[str, bytes], part: str) -> list[dict[str, str]]:
+    return [json.loads(line) for line in written[f"{part}.jsonl"].decode().splitlines()]
+
+
+def test_what_is_written(mirror):
+    written = run(mirror)
+    assert set(written) == {"train.jsonl", "dev.jsonl", "test.jsonl", "meta.json"}
+    meta = json.loads(written["meta.json"])
+    assert {part: (n["pos"], n["neg"]) for part, n in meta["counts"].items()} == {
+        "train": (27, 27),
+        "dev": (3, 3),
+        "test": (10, 10),
+    }
+    originals = files_of((mirror / "aclImdb_v1.tar.gz").read_bytes())
+    ids = set()
+    for part in ("train", "dev", "test"):
+        for row in rows(written, part):
+            assert set(row) == {"id", "text", "label"}
+            text = originals[f"aclImdb/{row['id']}.txt"].decode().replace("<br />", "")
+            assert row["text"].replace(" ", "") == text.replace(" ", "")
+            assert row["id"].split("/")[:2] == ["test" if part == "test" else "train", row["label"]]
+            ids.add(f"aclImdb/{row['id']}.txt")
+        tokens = sum(len(row["text"].split(" ")) for row in rows(written, part))
+        assert meta["counts"][part]["tokens"] == tokens
+    assert ids == set(originals)
+    assert not any("unpacked" in name for name in os.listdir("cache"))
+
+
+def test_a_prefix_of_each_part_is_mixed(mirror):
+    written = run(mirror)
+    for part in ("train", "test"):
+        labels = Counter(row["label"] for row in rows(written, part)[:10])
+        assert min(labels["pos"], labels["neg"]) >= 2
+
+
+def test_other_content_is_not_official(mirror, capsys):
+    meta = json.loads(run(mirror)["meta.json"])
+    assert meta["name"] == "imdb" and meta["official"] is False
+    assert "NOT OFFICIAL: train/pos 30, train/neg 30, test/pos 10, test/neg 10" in meta["note"]
+    warning = capsys.readouterr().err
+    assert "# WARNING" in warning and meta["note"] in warning
+
+
+def test_official_content_is_official(mirror, monkeypatch, capsys):
+    found = json.loads(run(mirror)["meta.json"])["fingerprint"]
+    monkeypatch.setattr(imdb, "OFFICIAL_FINGERPRINT", found)
+    capsys.readouterr()
+    meta = json.loads(run(mirror, "official")["meta.json"])
+    assert meta["official"] is True and "NOT" not in meta["note"]
+    assert "WARNING" not in capsys.readouterr().err
+
+
+def test_one_changed_letter_is_another_fingerprint(mirror, tmp_path):
+    files = files_of((mirror / "aclImdb_v1.tar.gz").read_bytes())
+    before = json.loads(run(mirror)["meta.json"])["fingerprint"]
+    name = next(iter(files))
+    files[name] = files[name].replace(b"e", b"a", 1)
+    after = json.loads(run(mirror_of(tmp_path / "changed", archive_of(files)))["meta.json"])
+    assert after["fingerprint"] != before
+
+
+def test_what_else_is_in_the_official_archive_is_passed_over(mirror, tmp_path):
+    files = files_of((mirror / "aclImdb_v1.tar.gz").read_bytes())
+    extras = [
+        "aclImdb/README",
+        "aclImdb/imdb.vocab",
+        "aclImdb/train/unsup/0_0.txt",
+        "aclImdb/train/urls_pos.txt",
+        "aclImdb/train/labeledBow.feat",
+        "aclImdb/train/pos/._0_9.txt",
+        "aclImdb/train/pos/README.txt",
+    ]
+    fuller = archive_of(files | dict.fromkeys(extras, b"\xff"))
+    assert run(mirror, "a") == run(mirror_of(tmp_path / "fuller", fuller), "b")
+
+
+def test_the_order_in_the_archive_does_not_matter(mirror, tmp_path):
+    files = list(files_of((mirror / "aclImdb_v1.tar.gz").read_bytes()).items())
+    random.Random(1).shuffle(files)
+    assert run(mirror, "a") == run(mirror_of(tmp_path / "other", archive_of(dict(files))), "b")
+
+
+def test_a_second_run_does_nothing(mirror, capsys, monkeypatch):
+    before = run(mirror)
+    monkeypatch.setattr(imdb, "write", None)
+    capsys.readouterr()
+    assert run(mirror) == before
+    printed = capsys.readouterr()
+    assert "already prepared" in printed.out and "WARNING" in printed.err
+
+
+def test_official_data_needs_no_network_and_no_second_run(mirror, tmp_path, monkeypatch, capsys):
+    found = json.loads(run(mirror)["meta.json"])["fingerprint"]
+    monkeypatch.setattr(imdb, "OFFICIAL_FINGERPRINT", found)
+    before = run(mirror, "official")
+    with monkeypatch.context() as patch:
+        patch.setattr(imdb, "download", None)
+        assert run(None, "official") == before
+    assert "already prepared" in capsys.readouterr().out
+    other = mirror_of(tmp_path / "other", sample.archive({"train": 40, "test": 10}))
+    assert json.loads(run(other, "official")["meta.json"])["official"] is False
+
+
+@pytest.mark.parametrize("change", ["edited", "removed", "recipe", "meta"])
+def test_what_was_spoilt_is_written_again(mirror, change):
+    before = run(mirror)
+    if change == "edited":
+        Path("out/train.jsonl").write_bytes(before["train.jsonl"][:-9])
+    elif change == "removed":
+        Path("out/dev.jsonl").unlink()
+    elif change == "recipe":
+        old = json.loads(before["meta.json"]) | {"tokenizer": "spacy 0.1"}
+        Path("out/meta.json").write_text(json.dumps(old))
+    else:
+        Path("out/meta.json").write_bytes(b"{")
+    assert run(mirror) == before
+
+
+def test_another_corpus_replaces_the_old_one(mirror, tmp_path):
+    other = mirror_of(tmp_path / "other", sample.archive({"train": 40, "test": 10}))
+    clean = run(other, "clean")
+    run(mirror)
+    assert run(other) == clean
+
+
+KILLED = """
+import os, signal, sys
+sys.path.insert(0, {scripts!r})
+from pathlib import Path
+import imdb
+
+moment, replace = int(sys.argv[1]), os.replace
+
+def replace_or_die(*names):
+    global moment
+    moment -= 1
+    if moment < 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    replace(*names)
+
+os.replace = replace_or_die
+imdb.read_reviews = lambda folder, files: [
+    imdb.Review(f"{{folder}}/{{file.stem}}", file.read_text(), folder[-3:]) for file in files
+]
+imdb.prepare({mirror!r}, Path("out"), Path("cache"))
+"""
+
+
+def test_killed_at_any_moment(mirror, tmp_path):
+    """Every file and folder gets its name by os.replace: kill -9 right before each one."""
+    other = mirror_of(tmp_path / "other", sample.archive({"train": 40, "test": 10}))
+    clean = run(mirror, "clean")
+    code = KILLED.format(scripts=str(ROOT / "scripts"), mirror=str(mirror))
+    moment = 0
+    while True:
+        before = run(other)  # something finished, which must not vouch for the new files
+        status = subprocess.run(
+            [sys.executable, "-c", code, str(moment)], stderr=subprocess.DEVNULL
+        ).returncode
+        if status == 0:
+            break
+        assert status == -signal.SIGKILL
+        if Path("out/meta.json").exists():
+            assert before.items() <= {p.name: p.read_bytes() for p in Path("out").iterdir()}.items()
+        assert run(mirror) == clean
+        moment += 1
+    assert moment == 8  # the archive and its records 3, the folder 1, the data 4
+
+
+def test_the_command(mirror, tmp_path, monkeypatch):
+    command = ["scripts/imdb.py", "--out", "out", "--cache", "cache", "--mirror"]
+    done = subprocess.run(
+        [sys.executable, ROOT / command[0], *command[1:], "nowhere"], capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"error: there is no file {tmp_path}/nowhere/aclImdb_v1.tar.gz")
+    monkeypatch.setattr(sys, "argv", [*command, str(mirror)])
+    imdb.main()
+    assert run(mirror, "here") == {path.name: path.read_bytes() for path in Path("out").iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "error"),
+    [
+        ("/test/neg/", None, "no reviews aclImdb/test/neg/NUMBER"),
+        ("/train/", None, "no reviews aclImdb/train/pos/NUMBER"),
+        ("/train/pos/0_10.txt", b" <br />", "train/pos/0_10.txt holds no words"),
+        ("/train/pos/0_10.txt", b"caf\xe9", "train/pos/0_10.txt is not UTF-8"),
+        ("/train/pos/", b"the same", "too few different reviews"),
+    ],
+)
+def test_an_unusable_archive_is_an_error(tmp_path, name, content, error):
+    files = files_of(sample.archive({"train": 60, "test": 20}))
+    assert any(name in file for file in files)
+    files = {file: content if name in file else text for file, text in files.items()}
+    archive = archive_of({file: text for file, text in files.items() if text is not None})
+    with pytest.raises(FetchError, match=error):
+        run(mirror_of(tmp_path / "mirror", archive))
+    assert not Path("out").exists()
+    assert not any("unpacked" in name for name in os.listdir("cache"))
+
+
+def reviews(texts: dict[str, int], label: str) -> list[Review]:
+    made = [text for text, number in texts.items() for _ in range(number)]
+    return [Review(f"train/{label}/{i}_1", text, label) for i, text in enumerate(made)]
+
+
+def test_split_is_a_fixed_stratified_tenth():
+    corpus = reviews({f"p{i}": 1 for i in range(200)}, "pos")
+    corpus += reviews({f"n{i}": 1 for i in range(100)}, "neg")
+    train, dev = split(corpus)
+    assert Counter(r.label for r in dev) == {"pos": 20, "neg": 10}
+    assert sorted(train + dev) == sorted(corpus)
+    random.Random(1).shuffle(corpus)
+    assert split(corpus) == (train, dev)
+    # The split that published results were made with: a change has to be meant.
+    assert [r.text for r in dev[:4]] == ["p186", "p174", "n59", "p86"]
+
+
+def test_split_keeps_equal_texts_together():
+    corpus = reviews({f"p{i}": 1 + i % 4 for i in range(100)}, "pos")
+    corpus += reviews({f"{'pn'[i % 2]}{i}": 1 + i % 3 for i in range(100)}, "neg")
+    train, dev = split(corpus)
+    assert len(train) + len(dev) == len(corpus)
+    assert not {r.text for r in train} & {r.text for r in dev}
+    totals = Counter(r.label for r in corpus)
+    assert Counter(r.label for r in dev) == {k: (n + 5) // 10 for k, n in totals.items()}
+    assert any(n > 1 for n in Counter(r.text for r in dev).values())
+
+
+def test_the_real_corpus_is_official():
+    archive = MIRROR / URL.rsplit("/", 1)[1]
+    if not archive.exists():
+        pytest.skip(f"no real data: there is no {archive} (QRNN_MIRROR)")
+    counts, contents = Counter(), {}
+    with tarfile.open(archive) as tar:
+        for member in tar:
+            folder = member.name.removeprefix("aclImdb/").rsplit("/", 1)[0]
+            if member.isfile() and folder in FOLDERS:
+                counts[folder] += 1
+                contents[member.name] = tar.extractfile(member).read()
+    assert counts == OFFICIAL_COUNTS
+    digest = hashlib.sha256(b"".join(contents[name] for name in sorted(contents)))
+    assert digest.hexdigest() == OFFICIAL_FINGERPRINT
