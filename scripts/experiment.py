@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import records
+from fetch import write_atomically
 
 TEST = {"imdb": "test.jsonl"}  # beside the training data
 
@@ -50,6 +51,11 @@ def run(
     if target.exists():
         return target
     directory = runs / target.stem
+    started = directory.with_suffix(".json")
+    if not started.exists():
+        runs.mkdir(parents=True, exist_ok=True)
+        origin = {"commit": records.commit(), "versions": records.versions()}
+        write_atomically(started, json.dumps(origin))
     overrides = {f"{k}_seed": seed for k in ("random", "numpy", "pytorch")} | (overrides or {})
     if not (directory / "model.tar.gz").exists():
         resume = ["--recover"] if (directory / "config.json").exists() else []
@@ -60,21 +66,20 @@ def run(
         part = directory / "test.part"
         _allennlp("evaluate", directory / "model.tar.gz", test, "--output-file", part)
         part.replace(measured)
-    return records.write(results, _record(experiment, row, seed, note, directory, measured))
+    origin = _read(started)
+    return records.write(
+        results, origin | _record(experiment, row, seed, note, directory, measured)
+    )
 
 
 def _record(
     experiment: str, row: str, seed: int, note: str, directory: Path, measured: Path
 ) -> dict[str, Any]:
-    told = json.loads((directory / "run.json").read_text(encoding="utf-8"))
-    best = json.loads((directory / "metrics.json").read_text(encoding="utf-8"))
-    test = json.loads(measured.read_text(encoding="utf-8"))
-    kept = ("epoch", "seconds", "training_", "validation_")
-    skipped = ("memory",)
-    history = [
-        {k: v for k, v in e.items() if k.startswith(kept) and not any(s in k for s in skipped)}
-        for e in told["history"]
-    ]
+    told, best, test = (
+        _read(file) for file in (directory / "run.json", directory / "metrics.json", measured)
+    )
+    kept = ("epoch", "seconds", "training_loss", "training_acc", "validation_")
+    history = [{k: v for k, v in e.items() if k.startswith(kept)} for e in told["history"]]
     return {
         "experiment": experiment,
         "row": row,
@@ -89,14 +94,18 @@ def _record(
         "data": told["data"] | {"vectors": told["vectors"]},
         "note": note,
         "device": records.device(),
-        "config_sha256": records.sha256([json.dumps(_config(directory), sort_keys=True)]),
+        "config_sha256": records.sha256(json.dumps(_config(directory), sort_keys=True)),
         "wall_seconds": round(sum(e["seconds"] for e in told["history"]), 1),
         "command": shlex.join(["python", *sys.argv]),
     }
 
 
 def _config(directory: Path) -> dict[str, Any]:
-    return json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    return _read(directory / "config.json")
+
+
+def _read(file: Path) -> dict[str, Any]:
+    return json.loads(file.read_text(encoding="utf-8"))
 
 
 def _allennlp(*arguments: object) -> None:

@@ -9,7 +9,6 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -121,8 +120,8 @@ def device() -> str:
     return f"CPU ({_cpu_model()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads)"
 
 
-def sha256(texts: Iterable[str]) -> str:
-    return hashlib.sha256("".join(texts).encode()).hexdigest()
+def sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _cpu_model() -> str:

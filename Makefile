@@ -1,0 +1,63 @@
+# On a machine without a GPU, torch without its CUDA packages (several GB) comes from
+#   PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make install
+PYTHON ?= python3
+
+.PHONY: help install quick test lint data-imdb bench report lock clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+
+install: .venv/installed  ## set up .venv, PYTHON=python3 (Python 3.11 or 3.12)
+
+quick: install  ## the main job on small generated data, on CPU, within 10 minutes
+	.venv/bin/python scripts/quick.py
+
+test: install  ## run the tests
+	.venv/bin/python -m pytest
+
+lint: install  ## check style and types
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+
+data-imdb: install  ## download and prepare IMDb, MIRROR=folder or URL prefix with the archive
+	.venv/bin/python scripts/imdb.py $(if $(MIRROR),--mirror "$(MIRROR)")
+
+bench: install  ## compare the speed with nn.LSTM, into reports/results
+	.venv/bin/python scripts/benchmark.py
+
+report: install  ## render the tables of README.md and reports/ from reports/results
+	.venv/bin/python scripts/report.py
+
+# An interrupted installation is repeated from scratch: pip would take what is half there for done.
+# --no-warn-conflicts: allennlp's metadata wants torch < 1.13 and other old versions, see setup.py.
+.venv/installed: requirements.lock setup.py $(wildcard qrnn/startup/qrnn_startup.*)
+	@if [ -e .venv/unfinished ]; then rm -rf .venv; fi
+	@[ -e .venv ] || "$(PYTHON)" -c 'import sys; sys.exit(sys.version_info[:2] not in [(3, 11), (3, 12)])' || \
+	  { echo "qrnn needs Python 3.11 or 3.12, but $(PYTHON) is $$("$(PYTHON)" --version 2>&1)." \
+	    "Name another one: make install PYTHON=python3.11" >&2; exit 1; }
+	@mkdir -p .venv && touch .venv/unfinished
+	@[ -e .venv/bin/python ] || "$(PYTHON)" -m venv .venv
+	.venv/bin/python -m pip install --no-warn-conflicts -r requirements.lock
+	.venv/bin/python -m pip install --quiet --no-deps allennlp==2.10.1
+	.venv/bin/python -m pip install --quiet --no-deps --no-build-isolation -e .
+	@mv .venv/unfinished $@
+
+# Chosen among the tested versions, the rest is the newest. A torch that is not named exactly may
+# pull another build; transformers 4.49 is the last one with all that allennlp imports; protobuf
+# because joeynmt, which shares the environment, wants < 3.21.
+CHOSEN = torch==2.13.0 transformers==4.49.0 protobuf==3.20.3
+
+lock:  ## resolve the version ranges in setup.py anew, into requirements.lock
+	@venv=$$(mktemp -d) && trap 'rm -rf "$$venv"' EXIT && "$(PYTHON)" -m venv "$$venv" && \
+	"$$venv/bin/python" -m pip install $(CHOSEN) '.[allennlp,bench,cpu,test]' && \
+	"$$venv/bin/python" -m pip freeze --all --exclude pip --exclude qrnn > "$$venv/frozen" && \
+	{ echo '# The exact versions that experiments are reproduced with, for Python 3.11 and 3.12.' && \
+	  echo '# Made by `make lock` from the ranges in setup.py: do not edit. allennlp itself is not here' && \
+	  echo '# (see setup.py), nor are the CUDA packages that torch brings where it has them.' && \
+	  sed -e '/^nvidia-/d' -e '/^cuda-/d' -e '/^triton==/d' -e '/^torch==/s/+.*//' "$$venv/frozen"; \
+	} > "$$venv/lock" && mv "$$venv/lock" requirements.lock
+
+clean:  ## remove what builds and tools leave behind; keeps .venv, data and runs
+	rm -rf build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find qrnn scripts tests -name __pycache__ -prune -exec rm -rf {} +

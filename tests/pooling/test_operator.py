@@ -1,0 +1,319 @@
+import shutil
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.autograd import gradcheck, gradgradcheck
+from torch.library import opcheck
+
+from qrnn import QRNN, QRNNState, f_pool, fo_pool, ifo_pool, linear_recurrence
+from qrnn.pooling import operator
+
+GATES = {"f": 2, "fo": 3, "ifo": 4}
+POOLS: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
+    "f": f_pool,
+    "fo": fo_pool,
+    "ifo": ifo_pool,
+}
+WIDE = torch.float64
+
+
+def leaf(*shape: int, dtype: torch.dtype = WIDE) -> Tensor:
+    return torch.randn(shape, dtype=dtype).requires_grad_()
+
+
+def arguments(
+    pooling: str, direction: str, shape: tuple[int, int, int] = (3, 2, 2), full: bool = True
+) -> tuple[Any, ...]:
+    """Arguments of qrnn::pool; full: with first cells, lengths and zoneout."""
+    T, B, H = shape
+    D = 2 if direction == "both" else 1
+    return (
+        leaf(T, B, D * GATES[pooling] * H),
+        leaf(D, B, H) if full else None,
+        torch.tensor([T, 0, 1, T][:B], dtype=torch.int64) if full else None,
+        torch.tensor(7) if full else None,
+        pooling,
+        direction,
+        0.4 if full else 0.0,
+        True,
+    )
+
+
+class TestOpcheck:
+    @pytest.mark.parametrize("full", [False, True])
+    @pytest.mark.parametrize(
+        ("pooling", "direction"), [("f", "reverse"), ("fo", "forward"), ("ifo", "both")]
+    )
+    def test_pool(self, pooling: str, direction: str, full: bool) -> None:
+        opcheck(torch.ops.qrnn.pool.default, arguments(pooling, direction, full=full))
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+    def test_pool_in_other_types(self, dtype: torch.dtype) -> None:
+        args = (leaf(3, 2, 6, dtype=dtype), None, None, None, "fo", "forward", 0.0, True)
+        opcheck(torch.ops.qrnn.pool.default, args)
+
+    @pytest.mark.parametrize("keep_cells", [False, True])
+    @pytest.mark.parametrize("shape", [(0, 2, 2), (3, 0, 2), (1, 1, 1)])
+    def test_pool_of_degenerate_shapes(self, shape: tuple[int, int, int], keep_cells: bool) -> None:
+        args = tuple(
+            v.detach() if isinstance(v, Tensor) else v for v in arguments("fo", "both", shape)
+        )
+        opcheck(torch.ops.qrnn.pool.default, (*args[:-1], keep_cells))
+
+    @pytest.mark.parametrize("full", [False, True])
+    @pytest.mark.parametrize(
+        ("pooling", "direction"), [("f", "both"), ("fo", "reverse"), ("ifo", "forward")]
+    )
+    def test_pool_backward(self, pooling: str, direction: str, full: bool) -> None:
+        gates, c0, lengths, seed, *options, _ = arguments(pooling, direction, full=full)
+        h, cells, c_n = operator.pool(gates, c0, lengths, seed, *options, True)
+        kept = h if pooling == "f" else cells
+        grads = torch.randn_like(h).requires_grad_(), torch.randn_like(c_n).requires_grad_()
+        opcheck(
+            torch.ops.qrnn.pool_backward.default,
+            (*grads, gates, c0, lengths, seed, kept.detach(), *options),
+        )
+
+    @pytest.mark.parametrize("shape", [(3, 2, 4), (0, 2, 4), (1, 1, 1)])
+    @pytest.mark.parametrize("reverse", [False, True])
+    def test_linear_recurrence(self, reverse: bool, shape: tuple[int, int, int]) -> None:
+        args = (leaf(*shape), leaf(*shape), leaf(*shape[1:]), reverse)
+        opcheck(torch.ops.qrnn.linear_recurrence.default, args)
+
+
+class TestGradients:
+    @pytest.mark.parametrize("training", [False, True])
+    @pytest.mark.parametrize("direction", ["forward", "reverse", "both"])
+    @pytest.mark.parametrize("pooling", GATES)
+    def test_first_and_second_order(self, pooling: str, direction: str, training: bool) -> None:
+        gates, c0, lengths, *_ = arguments(pooling, direction, (3, 2, 1))
+
+        def pool(*leaves: Tensor) -> tuple[Tensor, Tensor]:
+            torch.manual_seed(3)  # finite differences need the same zoneout in every call
+            options: Any = {"lengths": lengths, "zoneout": 0.4, "training": training}
+            return POOLS[pooling](*leaves, direction=direction, **options)
+
+        assert gradcheck(pool, (gates, c0))
+        assert gradgradcheck(pool, (gates, c0))
+
+    @pytest.mark.parametrize("pooling", GATES)
+    def test_without_first_cells_and_lengths(self, pooling: str) -> None:
+        gates = leaf(3, 1, GATES[pooling])
+        assert gradcheck(POOLS[pooling], (gates,))
+        assert gradgradcheck(POOLS[pooling], (gates,))
+
+    @pytest.mark.parametrize("wanted", ["gates", "c0"])
+    def test_one_of_two_leaves(self, wanted: str) -> None:
+        gates, c0 = leaf(3, 1, 3), leaf(1, 1, 1)
+        if wanted == "gates":
+            c0.requires_grad_(False)
+        else:
+            gates.requires_grad_(False)
+        assert gradcheck(fo_pool, (gates, c0))
+        assert gradgradcheck(fo_pool, (gates, c0))
+
+    @pytest.mark.parametrize("wanted", [0, 1])
+    def test_one_of_two_results(self, wanted: int) -> None:
+        leaves = (leaf(3, 1, 3), leaf(1, 1, 1))
+        assert gradcheck(lambda *v: fo_pool(*v)[wanted], leaves)
+        assert gradgradcheck(lambda *v: fo_pool(*v)[wanted], leaves)
+
+    def test_a_third_derivative_is_right_or_refused(self) -> None:
+        """What must not happen is a wrong number."""
+        gates = leaf(2, 1, 3)
+
+        def twice(gates: Tensor) -> Tensor:
+            loss = (fo_pool(gates)[0] ** 2).sum()
+            (first,) = torch.autograd.grad(loss, gates, create_graph=True)
+            (second,) = torch.autograd.grad((first**2).sum(), gates, create_graph=True)
+            return second
+
+        try:
+            twice(gates).sum().backward()
+        except (RuntimeError, NotImplementedError):
+            return
+        assert gradcheck(twice, (gates,))
+
+    @pytest.mark.parametrize("reverse", [False, True])
+    @pytest.mark.parametrize("steps", [1, 3])
+    def test_linear_recurrence_three_times(self, steps: int, reverse: bool) -> None:
+        def scan(*leaves: Tensor) -> Tensor:
+            return linear_recurrence(*leaves, reverse=reverse)
+
+        def first(*leaves: Tensor) -> tuple[Tensor, ...]:
+            loss = (scan(*leaves) ** 2).sum()
+            return torch.autograd.grad(loss, leaves, create_graph=True)
+
+        leaves = (leaf(steps, 2, 2), leaf(steps, 2, 2), leaf(2, 2))
+        assert gradcheck(scan, leaves)
+        assert gradgradcheck(scan, leaves)
+        assert gradgradcheck(first, leaves)
+
+    def test_linear_recurrence_of_no_steps(self) -> None:
+        leaves = (leaf(0, 2, 2), leaf(0, 2, 2), leaf(2, 2))
+        h = linear_recurrence(*leaves)
+        grads = torch.autograd.grad(h.sum(), leaves)
+        assert [g.shape for g in grads] == [v.shape for v in leaves]
+        assert not grads[2].any()
+
+    def test_expanded_gradient(self) -> None:
+        """sum() hands back one number expanded to the whole shape."""
+        gates = leaf(4, 2, 9)
+        (a,) = torch.autograd.grad(fo_pool(gates)[0].sum(), gates)
+        h, _ = fo_pool(gates)
+        (b,) = torch.autograd.grad(h, gates, torch.ones_like(h))
+        assert torch.equal(a, b)
+
+    def test_backward_twice_through_one_graph(self) -> None:
+        gates = leaf(4, 2, 9)
+        h, _ = fo_pool(gates)
+        a, b = (torch.autograd.grad(h.sum(), gates, retain_graph=True)[0] for _ in range(2))
+        assert torch.equal(a, b)
+
+    def test_no_graph_without_leaves(self) -> None:
+        gates = leaf(4, 2, 9)
+        with torch.no_grad():
+            assert not fo_pool(gates)[0].requires_grad
+        with torch.inference_mode():
+            assert fo_pool(gates)[0].is_inference()
+        assert not fo_pool(gates.detach())[0].requires_grad
+
+
+def test_operator_checks_lengths_itself() -> None:
+    """A compiled caller skips the check of values in Python."""
+    for lengths in (torch.tensor([4, 1]), torch.tensor([3, -1])):
+        with pytest.raises(ValueError, match=r"lengths.*from 0 to 3.*got \["):
+            operator.pool(torch.zeros(3, 2, 6), None, lengths, None, "fo", "forward", 0.0, False)
+
+
+class TestCompile:
+    @pytest.fixture(autouse=True)
+    def fresh(self) -> None:
+        torch._dynamo.reset()
+
+    @pytest.mark.parametrize("pooling", GATES)
+    def test_pool(self, pooling: str) -> None:
+        gates, c0, lengths, *_ = arguments(pooling, "both")
+        pool = POOLS[pooling]
+
+        def loss(gates: Tensor, c0: Tensor, lengths: Tensor) -> Tensor:
+            h, c_n = pool(gates, c0, lengths=lengths, direction="both", zoneout=0.3)
+            return (h**2).sum() + (c_n**3).sum()
+
+        compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+        results = []
+        for f in (loss, compiled):
+            value = f(gates, c0, lengths)
+            results.append([value, *torch.autograd.grad(value, [gates, c0])])
+        for want, got in zip(*results, strict=True):
+            torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
+
+    def test_zoneout_in_training(self) -> None:
+        gates = torch.zeros(50, 2, 2, 40)
+        gates[:, :, 0], gates[:, :, 1] = 40.0, -40.0  # a cell is 1 from its first update on
+        gates = gates.flatten(2).requires_grad_()
+
+        @torch.compile(fullgraph=True, backend="aot_eager")
+        def pool(gates: Tensor) -> Tensor:
+            return f_pool(gates, zoneout=0.5, training=True)[0]
+
+        a, b = pool(gates), pool(gates)
+        a.sum().backward()
+        assert 0.35 < (a[0] == 0).float().mean() < 0.65
+        assert not torch.equal(a, b)
+
+    def test_linear_recurrence(self) -> None:
+        leaves = [leaf(3, 2, 4), leaf(3, 2, 4), leaf(2, 4)]
+        compiled = torch.compile(linear_recurrence, fullgraph=True, backend="aot_eager")
+        results = [
+            torch.autograd.grad(f(*leaves).sum(), leaves) for f in (linear_recurrence, compiled)
+        ]
+        for want, got in zip(*results, strict=True):
+            torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
+
+    @staticmethod
+    def check_layer(backend: str, options: dict[str, Any]) -> None:
+        torch.manual_seed(0)
+        rnn = QRNN(3, 4, 2, dtype=WIDE, kernel_size=3, zoneout=0.2, **options).eval()
+        x, lengths = leaf(5, 3, 3), torch.tensor([5, 0, 2])
+        leaves = [x, *rnn.parameters()]
+        compiled = torch.compile(rnn, fullgraph=True, backend=backend)
+        results = []
+        for f in (rnn, compiled):
+            output, (h_n, c_n) = f(x, lengths=lengths)
+            total = (output**2).sum() + (h_n**2).sum() + (c_n**2).sum()
+            results.append([output, h_n, c_n, *torch.autograd.grad(total, leaves)])
+        for want, got in zip(*results, strict=True):
+            torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
+
+    @pytest.mark.parametrize(
+        "options",
+        [{"bidirectional": True, "dense": True, "pooling": "ifo"}, {"masked": False}],
+        ids=["bidirectional", "unmasked"],
+    )
+    def test_layers_with_lengths(self, options: dict[str, Any]) -> None:
+        self.check_layer("aot_eager", options)
+
+    def test_streaming(self) -> None:
+        rnn = QRNN(3, 4, 2, dtype=WIDE, kernel_size=3)
+        compiled = torch.compile(rnn, fullgraph=True, backend="aot_eager")
+        x, state = torch.randn(5, 2, 3, dtype=WIDE), rnn.initial_state(2)
+        want, _ = rnn(x, state)
+        pieces = []
+        for t in range(5):
+            output, state = compiled(x[t : t + 1], state)
+            assert isinstance(state, QRNNState)
+            pieces.append(output)
+        torch.testing.assert_close(torch.cat(pieces), want, rtol=0, atol=1e-12)
+
+    @pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
+    def test_inductor(self) -> None:
+        self.check_layer("inductor", {})
+
+
+class TestAutocast:
+    def autocast(self) -> Any:
+        return torch.autocast("cpu", torch.bfloat16)
+
+    @pytest.mark.parametrize("dense", [False, True])
+    @pytest.mark.parametrize("kernel_size", [1, 3])
+    def test_forward_and_backward(self, kernel_size: int, dense: bool) -> None:
+        rnn = QRNN(6, 8, 2, bidirectional=True, kernel_size=kernel_size, dense=dense)
+        x = leaf(7, 3, 6, dtype=torch.float32)
+        lengths = torch.tensor([7, 0, 3])
+        want, (want_h, want_c) = rnn(x, lengths=lengths)
+        with self.autocast():
+            output, (h_n, c_n) = rnn(x, lengths=lengths)
+        assert output.dtype == h_n.dtype == c_n.dtype == torch.bfloat16
+        for a, b in ((output, want), (h_n, want_h), (c_n, want_c)):
+            torch.testing.assert_close(a.float(), b, rtol=0, atol=0.05)
+        output.float().pow(2).sum().backward()
+        for parameter in rnn.parameters():
+            assert parameter.grad is not None and parameter.grad.dtype == torch.float32
+            assert parameter.grad.isfinite().all() and parameter.grad.any()
+
+    @pytest.mark.parametrize("dense", [False, True])
+    def test_streaming(self, dense: bool) -> None:
+        rnn = QRNN(6, 8, 2, kernel_size=3, dense=dense)
+        x, state = torch.randn(7, 3, 6), rnn.initial_state(3)
+        with self.autocast():
+            want, (want_h, want_c) = rnn(x)
+            pieces = []
+            for piece in x.split([1, 2, 1, 3]):
+                output, state = rnn(piece, state)
+                pieces.append(output)
+        # a cell is rounded to bfloat16 when it is handed over
+        torch.testing.assert_close(torch.cat(pieces), want, rtol=0.02, atol=0.02)
+        torch.testing.assert_close(state.c, want_c, rtol=0.02, atol=0.02)
+        torch.testing.assert_close(state.h, want_h, rtol=0.02, atol=0.02)
+
+    def test_a_state_from_inside_goes_on_outside_after_conversion(self) -> None:
+        rnn = QRNN(6, 8, 2)
+        x = torch.randn(4, 3, 6)
+        with self.autocast():
+            _, (h, c) = rnn(x)
+        output, _ = rnn(x, (h.float(), c.float()))
+        assert output.dtype == torch.float32

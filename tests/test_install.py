@@ -1,0 +1,102 @@
+"""What pip installs, from a wheel and as an editable installation, without a network."""
+
+import shutil
+import subprocess
+import sys
+import venv
+import zipfile
+from email import message_from_string
+from pathlib import Path
+
+import pytest
+
+from qrnn import __version__
+
+ROOT = Path(__file__).parents[1]
+HOOK = {"qrnn_startup.py", "qrnn_startup.pth"}
+KINDS = ["wheel", "editable"]
+
+
+def run(*command: object, **options: object) -> str:
+    process = subprocess.run(
+        [str(part) for part in command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        **options,
+    )
+    assert process.returncode == 0, process.stdout
+    return process.stdout
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """A copy of what the build reads; it leaves its own files beside it."""
+    source = tmp_path_factory.mktemp("a folder") / "qrnn source"
+    source.mkdir()
+    for file in ["setup.py", "pyproject.toml", "LICENSE", "README.md"]:
+        shutil.copy(ROOT / file, source)
+    shutil.copytree(ROOT / "qrnn", source / "qrnn", ignore=shutil.ignore_patterns("__pycache__"))
+    return source
+
+
+@pytest.fixture(scope="module")
+def wheels(source):
+    """The wheels that `pip install .` and `pip install -e .` make."""
+    for kind in KINDS:
+        build = f"import setuptools.build_meta as build; build.build_{kind}({kind!r})"
+        assert "Deprecat" not in run(sys.executable, "-c", build, cwd=source)
+    return {kind: next((source / kind).glob("*.whl")) for kind in KINDS}
+
+
+@pytest.fixture
+def python(tmp_path):
+    venv.create(tmp_path)
+    return tmp_path / "bin/python"
+
+
+def test_the_wheel_holds_the_package_and_nothing_else(wheels):
+    with zipfile.ZipFile(wheels["wheel"]) as wheel:
+        names = set(wheel.namelist())
+    modules = {str(file.relative_to(ROOT)) for file in (ROOT / "qrnn").rglob("*.py")}
+    assert {n for n in names if n.endswith(".py")} == {
+        *(module for module in modules if not module.startswith("qrnn/startup/")),
+        "qrnn_startup.py",
+    }
+    assert HOOK | {"qrnn/py.typed"} <= names
+    assert {n.split("/")[0] for n in names} == {"qrnn", f"qrnn-{__version__}.dist-info", *HOOK}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_metadata(wheels, kind):
+    with zipfile.ZipFile(wheels[kind]) as wheel:
+        info = f"qrnn-{__version__}.dist-info"
+        metadata = message_from_string(wheel.read(f"{info}/METADATA").decode())
+        assert f"{info}/licenses/LICENSE" in wheel.namelist()
+    needs = metadata.get_all("Requires-Dist")
+    assert [need[:5] for need in needs if "extra ==" not in need] == ["torch"]
+    extras = ["cpu", "allennlp", "joeynmt", "cuda12", "cuda13", "test", "bench"]
+    assert metadata.get_all("Provides-Extra") == extras
+    assert metadata["License-Expression"] == "BSD-3-Clause"
+    assert metadata.get_payload() == (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_hook_is_installed_and_uninstalled(wheels, source, python, kind):
+    pip = [sys.executable, "-m", "pip", "--python", python, "--disable-pip-version-check"]
+    run(*pip, "install", "--no-index", "--no-deps", wheels[kind])
+    [packages] = python.parents[1].glob("lib/python*/site-packages")
+    assert {file.name for file in packages.glob("qrnn_startup.*")} == HOOK
+    code = """if True:
+        import importlib.util, sys
+        print(sys.modules["qrnn_startup"].Finder in sys.meta_path, "qrnn" in sys.modules)
+        print(importlib.util.find_spec("qrnn").origin)
+    """
+    place = source if kind == "editable" else packages
+    assert run(python, "-c", code, cwd=packages.parent).splitlines() == [
+        "True False",
+        str(place / "qrnn/__init__.py"),
+    ]
+    run(*pip, "uninstall", "--yes", "qrnn")
+    assert not list(packages.glob("*qrnn*"))
+    assert run(python, "-c", "import sys; print(sys.meta_path[0].__name__)") == "BuiltinImporter\n"
