@@ -133,9 +133,8 @@ class QRNNLayer(nn.Module):
 
     def _windows(self, padded: Tensor, steps: int, reverse: bool) -> Tensor:
         """(T + k - 1, B, I) to (T, B, k * I), the oldest step of each window first."""
-        k = self.kernel_size
-        taps = [padded[j : j + steps] for j in range(k)]
-        return torch.cat(taps[::-1] if reverse else taps, -1) if k > 1 else padded
+        taps = [padded[j : j + steps] for j in range(self.kernel_size)]
+        return torch.cat(taps[::-1] if reverse else taps, -1)
 
     def _gates(self, x: Tensor, window: Tensor | None) -> tuple[Tensor, Tensor]:
         """The convolution (T, B, D * G * H), and the padded input of the forward direction."""

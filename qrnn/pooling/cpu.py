@@ -19,21 +19,30 @@ from typing import Any
 import numba
 import numpy as np
 import torch
+from numba import types
+from numba.extending import overload, register_jitable
 from torch import Tensor
 
 from qrnn.pooling.reference import DIRECTIONS, GATES
 
-Kernel = Callable[..., Any]
+Kernel = Callable[..., None]
 
 _jit = numba.njit(nogil=True, error_model="numpy", fastmath={"contract"}, cache=True)
-_inline = numba.njit(inline="always", error_model="numpy", fastmath={"contract"})
 
 _BLOCK = 16  # channels per vector, at most
 _SERIAL = 1 << 14  # pre-activations below which a second thread costs more than it brings
 
 
+def _sigmoid(x: Any) -> Any:
+    """Known to numba alone, for float32 and float64: see _activations."""
+
+
+def _tanh(x: Any) -> Any:
+    """Known to numba alone, for float32 and float64: see _activations."""
+
+
 @cache
-def _activations(real: Any) -> tuple[Kernel, Kernel]:
+def _activations(real: Any) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """sigmoid and tanh, in the precision `real`, as code that vectorises."""
     wide = real is np.float64
     integer = np.int64 if wide else np.int32
@@ -44,7 +53,7 @@ def _activations(real: Any) -> tuple[Kernel, Kernel]:
     ln2_low = real(1.42860682030941723212e-6 if wide else -2.12194440e-4)
     c3, c4, c5, c6, c7, c8, c9, c10, c11, c12, c13 = (real(1 / factorial(k)) for k in range(3, 14))
 
-    @_inline
+    @register_jitable
     def exp_parts(x):
         """s, q with exp(x) = s + s q, s a power of two; NaN goes through."""
         x = -limit if x < -limit else x
@@ -70,12 +79,10 @@ def _activations(real: Any) -> tuple[Kernel, Kernel]:
         q = q * r * r + r
         return integer((integer(n) + bias) << mantissa).view(real), q
 
-    @_inline
     def sigmoid(x):
         s, q = exp_parts(-x)
         return one / (one + (s + s * q))
 
-    @_inline
     def tanh(x):
         x = -half * limit if x < -half * limit else x
         x = half * limit if x > half * limit else x
@@ -87,6 +94,16 @@ def _activations(real: Any) -> tuple[Kernel, Kernel]:
     return sigmoid, tanh
 
 
+@overload(_sigmoid)
+def _(x):
+    return _activations(np.float64 if x == types.float64 else np.float32)[0]
+
+
+@overload(_tanh)
+def _(x):
+    return _activations(np.float64 if x == types.float64 else np.float32)[1]
+
+
 @numba.njit(inline="always")
 def _dropped(seed, n, threshold):
     """Whether entry n of reference.uniform(seed) is below the rate, as 24-bit integers."""
@@ -96,109 +113,114 @@ def _dropped(seed, n, threshold):
     return np.int64((x ^ (x >> np.uint64(31))) >> np.uint64(40)) < threshold
 
 
-@cache
-def _pooling_kernels(real: Any, n_gates: int, random: bool) -> tuple[Kernel, Kernel]:
-    """Forward and backward, for the rows lo..hi of B * D and the channels j0..j1.
+@_jit
+def _forward(
+    lo, hi, j0, j1, blocks, drawn, gates, c0, lengths, seed, threshold, keep, reverse, h, cells, c_n
+):
+    """The rows lo..hi of B * D and the channels j0..j1.
 
-    Every row is sliced to one dimension first: only then does numba know its stride to be 1.
+    How many `blocks` of gates there are, and whether zoneout is `drawn`, are lengths of tuples:
+    these are constants to the compiler, as numbers would not be. Every row is sliced to one
+    dimension first: only then does numba know its stride to be 1.
     """
-    sigmoid, tanh = _activations(real)
-    one, zero = real(1), real(0)
-    gated, own_input = n_gates > 2, n_gates > 3
-    O, I = min(2, n_gates - 1), n_gates - 1
+    T, B, D, H = h.shape
+    one, zero = c0.dtype.type(1), c0.dtype.type(0)
+    gated, own_input, random = len(blocks) > 2, len(blocks) > 3, len(drawn) > 0
+    O, I = min(2, len(blocks) - 1), len(blocks) - 1
+    store = cells.shape[0] > 0
+    c = np.empty(j1 - j0, c0.dtype)
+    for n in range(lo, hi):
+        b, d = n // D, n % D
+        length = lengths[b]
+        c[:] = c0[d, b, j0:j1]
+        for s in range(length):
+            t = length - 1 - s if reverse or d == 1 else s
+            z_pre, f_pre = gates[t, b, d, 0, j0:j1], gates[t, b, d, 1, j0:j1]
+            o_pre, i_pre = gates[t, b, d, O, j0:j1], gates[t, b, d, I, j0:j1]
+            out = h[t, b, d, j0:j1]
+            first = ((t * B + b) * D + d) * H + j0
+            for j in range(j1 - j0):
+                update = keep * (one - _sigmoid(f_pre[j]))
+                if random:
+                    update = zero if _dropped(seed, first + j, threshold) else update
+                i = _sigmoid(i_pre[j]) if own_input else update
+                c[j] = (one - update) * c[j] + i * _tanh(z_pre[j])
+                out[j] = _sigmoid(o_pre[j]) * c[j] if gated else c[j]
+            if store:
+                cells[t, b, d, j0:j1] = c
+        c_n[d, b, j0:j1] = c
+        for t in range(length, T):
+            h[t, b, d, j0:j1] = zero
+            if store:
+                cells[t, b, d, j0:j1] = zero
 
-    @_jit
-    def forward(lo, hi, j0, j1, gates, c0, lengths, seed, threshold, keep, reverse, h, cells, c_n):
-        T, B, D, H = h.shape
-        store = cells.shape[0] > 0
-        c = np.empty(j1 - j0, real)
-        for n in range(lo, hi):
-            b, d = n // D, n % D
-            length = lengths[b]
-            c[:] = c0[d, b, j0:j1]
-            for s in range(length):
-                t = length - 1 - s if reverse or d == 1 else s
-                z_pre, f_pre = gates[t, b, d, 0, j0:j1], gates[t, b, d, 1, j0:j1]
-                o_pre, i_pre = gates[t, b, d, O, j0:j1], gates[t, b, d, I, j0:j1]
-                out = h[t, b, d, j0:j1]
-                first = ((t * B + b) * D + d) * H + j0
-                for j in range(j1 - j0):
-                    update = keep * (one - sigmoid(f_pre[j]))
-                    if random:
-                        update = zero if _dropped(seed, first + j, threshold) else update
-                    i = sigmoid(i_pre[j]) if own_input else update
-                    c[j] = (one - update) * c[j] + i * tanh(z_pre[j])
-                    out[j] = sigmoid(o_pre[j]) * c[j] if gated else c[j]
-                if store:
-                    cells[t, b, d, j0:j1] = c
-            c_n[d, b, j0:j1] = c
-            for t in range(length, T):
-                h[t, b, d, j0:j1] = zero
-                if store:
-                    cells[t, b, d, j0:j1] = zero
 
-    @_jit
-    def backward(
-        lo,
-        hi,
-        j0,
-        j1,
-        gates,
-        c0,
-        lengths,
-        seed,
-        threshold,
-        keep,
-        reverse,
-        cells,
-        grad_h,
-        grad_c_n,
-        grad_gates,
-        grad_c0,
-    ):
-        T, B, D, H = cells.shape
-        grad_c = np.empty(j1 - j0, real)
-        for n in range(lo, hi):
-            b, d = n // D, n % D
-            length = lengths[b]
-            grad_c[:] = grad_c_n[d, b, j0:j1]
-            for s in range(length - 1, -1, -1):
-                t, before = (length - 1 - s, length - s) if reverse or d == 1 else (s, s - 1)
-                z_pre, f_pre = gates[t, b, d, 0, j0:j1], gates[t, b, d, 1, j0:j1]
-                o_pre, i_pre = gates[t, b, d, O, j0:j1], gates[t, b, d, I, j0:j1]
-                grad_z, grad_f = grad_gates[t, b, d, 0, j0:j1], grad_gates[t, b, d, 1, j0:j1]
-                grad_o, grad_i = grad_gates[t, b, d, O, j0:j1], grad_gates[t, b, d, I, j0:j1]
-                grad_out, c = grad_h[t, b, d, j0:j1], cells[t, b, d, j0:j1]
-                c_before = cells[before, b, d, j0:j1] if s > 0 else c0[d, b, j0:j1]
-                first = ((t * B + b) * D + d) * H + j0
-                for j in range(j1 - j0):
-                    z, f = tanh(z_pre[j]), sigmoid(f_pre[j])
-                    alive = keep
-                    if random:
-                        alive = zero if _dropped(seed, first + j, threshold) else keep
-                    update = alive * (one - f)
-                    g = grad_out[j]
-                    if gated:
-                        o = sigmoid(o_pre[j])
-                        grad_o[j] = g * c[j] * o * (one - o)
-                        g = g * o
-                    g = g + grad_c[j]
-                    slope = alive * f * (one - f)
-                    if own_input:
-                        i = sigmoid(i_pre[j])
-                        grad_i[j] = g * z * i * (one - i)
-                        grad_z[j] = g * i * (one - z * z)
-                        grad_f[j] = g * c_before[j] * slope
-                    else:
-                        grad_z[j] = g * update * (one - z * z)
-                        grad_f[j] = g * (c_before[j] - z) * slope
-                    grad_c[j] = g * (one - update)
-            grad_c0[d, b, j0:j1] = grad_c
-            for t in range(length, T):
-                for gate in range(n_gates):
-                    grad_gates[t, b, d, gate, j0:j1] = zero
-
-    return forward, backward
+@_jit
+def _backward(
+    lo,
+    hi,
+    j0,
+    j1,
+    blocks,
+    drawn,
+    gates,
+    c0,
+    lengths,
+    seed,
+    threshold,
+    keep,
+    reverse,
+    cells,
+    grad_h,
+    grad_c_n,
+    grad_gates,
+    grad_c0,
+):
+    """The gradient of `_forward`, in the same terms."""
+    T, B, D, H = cells.shape
+    one, zero = c0.dtype.type(1), c0.dtype.type(0)
+    gated, own_input, random = len(blocks) > 2, len(blocks) > 3, len(drawn) > 0
+    O, I = min(2, len(blocks) - 1), len(blocks) - 1
+    grad_c = np.empty(j1 - j0, c0.dtype)
+    for n in range(lo, hi):
+        b, d = n // D, n % D
+        length = lengths[b]
+        grad_c[:] = grad_c_n[d, b, j0:j1]
+        for s in range(length - 1, -1, -1):
+            t, before = (length - 1 - s, length - s) if reverse or d == 1 else (s, s - 1)
+            z_pre, f_pre = gates[t, b, d, 0, j0:j1], gates[t, b, d, 1, j0:j1]
+            o_pre, i_pre = gates[t, b, d, O, j0:j1], gates[t, b, d, I, j0:j1]
+            grad_z, grad_f = grad_gates[t, b, d, 0, j0:j1], grad_gates[t, b, d, 1, j0:j1]
+            grad_o, grad_i = grad_gates[t, b, d, O, j0:j1], grad_gates[t, b, d, I, j0:j1]
+            grad_out, c = grad_h[t, b, d, j0:j1], cells[t, b, d, j0:j1]
+            c_before = cells[before, b, d, j0:j1] if s > 0 else c0[d, b, j0:j1]
+            first = ((t * B + b) * D + d) * H + j0
+            for j in range(j1 - j0):
+                z, f = _tanh(z_pre[j]), _sigmoid(f_pre[j])
+                alive = keep
+                if random:
+                    alive = zero if _dropped(seed, first + j, threshold) else keep
+                update = alive * (one - f)
+                g = grad_out[j]
+                if gated:
+                    o = _sigmoid(o_pre[j])
+                    grad_o[j] = g * c[j] * o * (one - o)
+                    g = g * o
+                g = g + grad_c[j]
+                slope = alive * f * (one - f)
+                if own_input:
+                    i = _sigmoid(i_pre[j])
+                    grad_i[j] = g * z * i * (one - i)
+                    grad_z[j] = g * i * (one - z * z)
+                    grad_f[j] = g * c_before[j] * slope
+                else:
+                    grad_z[j] = g * update * (one - z * z)
+                    grad_f[j] = g * (c_before[j] - z) * slope
+                grad_c[j] = g * (one - update)
+        grad_c0[d, b, j0:j1] = grad_c
+        for t in range(length, T):
+            for gate in range(len(blocks)):
+                grad_gates[t, b, d, gate, j0:j1] = zero
 
 
 @_jit
@@ -255,10 +277,11 @@ class _Call:
         self.wide = torch.float64 if gates.dtype == torch.float64 else torch.float32
         self.real = np.float64 if self.wide == torch.float64 else np.float32
         H = self.shape[3]
-        self.kernels = _pooling_kernels(self.real, G, seed is not None)
         self.gates_shape = (T, B, D, G, H)
         start = gates.new_zeros(D, B, H) if c0 is None else c0
         self.inputs = (
+            (0,) * G,
+            (0,) * (seed is not None),
             self.array(gates.reshape(self.gates_shape)),
             self.array(start),
             np.full(B, T) if lengths is None else lengths.numpy(),
@@ -294,7 +317,7 @@ def pool(
     T, B, D, H = call.shape
     h, c_n = call.empty(T, B, D, H), call.empty(D, B, H)
     cells = call.empty(T if keep_cells and pooling != "f" else 0, B, D, H)
-    call.run(call.kernels[0], h.numpy(), cells.numpy(), c_n.numpy())
+    call.run(_forward, h.numpy(), cells.numpy(), c_n.numpy())
     kept = cells.flatten(2) if len(cells) else cells.new_empty(0)
     return h.flatten(2).to(call.dtype), kept.to(call.dtype), c_n.to(call.dtype)
 
@@ -316,7 +339,7 @@ def pool_backward(
     T, B, D, H = call.shape
     grad_gates, grad_c0 = call.empty(*call.gates_shape), call.empty(D, B, H)
     call.run(
-        call.kernels[1],
+        _backward,
         call.array(cells.view(call.shape)),
         call.array(grad_h.reshape(call.shape)),
         call.array(grad_c_n),

@@ -86,31 +86,8 @@ def _pool_cpu(gates: Tensor, c0: Any, lengths: Any, *rest: Any) -> tuple[Tensor,
     return backend.pool(gates, c0, lengths, *rest)
 
 
-def _pool_backward_default(
-    grad_h: Tensor,
-    grad_c_n: Tensor,
-    gates: Tensor,
-    c0: Tensor | None,
-    lengths: Tensor | None,
-    seed: Tensor | None,
-    cells: Tensor,
-    pooling: str,
-    direction: str,
-    zoneout: float,
-) -> tuple[Tensor, Tensor]:
-    start = grad_c_n.new_zeros(grad_c_n.shape) if c0 is None else c0
-    with torch.enable_grad():
-        gates, start = gates.detach().requires_grad_(), start.detach().requires_grad_()
-        h, _, c_n = reference.pool(gates, start, lengths, seed, pooling, direction, zoneout, False)
-        grads = torch.autograd.grad((h, c_n), (gates, start), (grad_h, grad_c_n))
-    return grads[0], grads[1]
-
-
 def _pool_backward_cpu(*arguments: Any) -> tuple[Tensor, Tensor]:
-    backend = _cpu_backend()
-    if backend is None:
-        return _pool_backward_default(*arguments)
-    return backend.pool_backward(*arguments)
+    return (_cpu_backend() or reference).pool_backward(*arguments)
 
 
 def _linear_recurrence_cpu(*arguments: Any) -> Tensor:
@@ -119,7 +96,7 @@ def _linear_recurrence_cpu(*arguments: Any) -> Tensor:
 
 torch.library.impl("qrnn::pool", "default", reference.pool)
 torch.library.impl("qrnn::pool", "cpu", _pool_cpu)
-torch.library.impl("qrnn::pool_backward", "default", _pool_backward_default)
+torch.library.impl("qrnn::pool_backward", "default", reference.pool_backward)
 torch.library.impl("qrnn::pool_backward", "cpu", _pool_backward_cpu)
 torch.library.impl("qrnn::linear_recurrence", "default", reference.linear_recurrence)
 torch.library.impl("qrnn::linear_recurrence", "cpu", _linear_recurrence_cpu)

@@ -3,6 +3,8 @@
 Equations 3 to 5 of Bradbury et al. 2016 (arXiv 1611.01576), zoneout of its section 2.1.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -35,6 +37,44 @@ def uniform(seed: Tensor, count: int) -> Tensor:
     return shift(x ^ shift(x, 31), 40).double() / (1 << 24)
 
 
+class _Activated(NamedTuple):
+    """The activations (T, B, D, H), in at least float32, with padding at zero pre-activation."""
+
+    z: Tensor
+    sigmoid_f: Tensor
+    alive: Tensor | float  # what zoneout makes of the update gate, as a factor
+    o: Tensor | None
+    i: Tensor | None
+    valid: Tensor | None  # (T, B, 1, 1), False in padding
+
+    @property
+    def update(self) -> Tensor:
+        return self.alive * (1 - self.sigmoid_f)
+
+
+def _activate(
+    gates: Tensor,
+    lengths: Tensor | None,
+    seed: Tensor | None,
+    pooling: str,
+    direction: str,
+    zoneout: float,
+) -> _Activated:
+    T, B, N = gates.shape
+    D, G = DIRECTIONS[direction], GATES[pooling]
+    x_TBDGH = _widen(gates).reshape(T, B, D, G, N // (D * G))
+    valid = None
+    if lengths is not None:
+        valid = (torch.arange(T, device=gates.device)[:, None] < lengths)[:, :, None, None]
+        x_TBDGH = x_TBDGH.where(valid[..., None], 0)
+    z, f, *rest = x_TBDGH.unbind(3)
+    alive: Tensor | float = 1 - zoneout
+    if seed is not None:
+        alive = (uniform(seed, z.numel()).view(z.shape) >= zoneout).to(z.dtype)
+    o, i = (*(gate.sigmoid() for gate in rest), None, None)[:2]
+    return _Activated(z.tanh(), f.sigmoid(), alive, o, i, valid)
+
+
 def pool(
     gates: Tensor,
     c0: Tensor | None,
@@ -46,50 +86,96 @@ def pool(
     keep_cells: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See `operator.pool`, whose arguments and results these are."""
-    T, B, _ = gates.shape
-    D, G = DIRECTIONS[direction], GATES[pooling]
-    dtype = gates.dtype
-    wide = torch.float32 if dtype.itemsize < 4 else dtype
-    x_TBDGH = gates.to(wide).reshape(T, B, D, G, gates.shape[2] // (D * G))
-    valid_TB = None
-    if lengths is not None:
-        valid_TB = torch.arange(T, device=gates.device)[:, None] < lengths
-        x_TBDGH = x_TBDGH.where(valid_TB[:, :, None, None, None], 0)
-
-    z, f = x_TBDGH[:, :, :, 0].tanh(), x_TBDGH[:, :, :, 1].sigmoid()
-    if seed is not None:
-        dropped = uniform(seed, z.numel()).view(z.shape) < zoneout
-        f = f.masked_fill(dropped, 1)
-    elif zoneout:
-        f = 1 - (1 - zoneout) * (1 - f)
-    i = x_TBDGH[:, :, :, 3].sigmoid() if pooling == "ifo" else 1 - f
-
-    H = z.shape[3]
-    start = z.new_zeros(D, B, H) if c0 is None else c0.to(wide)
+    gate = _activate(gates, lengths, seed, pooling, direction, zoneout)
+    z, update, valid = gate.z, gate.update, gate.valid
+    added = (update if gate.i is None else gate.i) * z
+    T, B, D, H = z.shape
+    start = z.new_zeros(D, B, H) if c0 is None else _widen(c0)
     cells, last = [], []
     for d in range(D):
-        c = start[d]
-        column: list[Tensor] = []
-        backwards = direction == "reverse" or d == 1
-        for t in range(T - 1, -1, -1) if backwards else range(T):
-            new = f[t, :, d] * c + i[t, :, d] * z[t, :, d]
-            c = new if valid_TB is None else new.where(valid_TB[t, :, None], c)
+        c, column = start[d], []
+        for t in _order(T, direction, d):
+            new = (1 - update[t, :, d]) * c + added[t, :, d]
+            c = new if valid is None else new.where(valid[t, :, 0], c)
             column.append(c)
-        cells.append(torch.stack(column[::-1] if backwards else column) if T else z[:, :, d])
+        cells.append(torch.stack([column[s] for s in _order(T, direction, d)]) if T else z[:, :, d])
         last.append(c)
     c_TBDH, c_n = torch.stack(cells, 2), torch.stack(last)
-    if valid_TB is not None:
-        c_TBDH = c_TBDH.where(valid_TB[:, :, None, None], 0)
-    h_TBDH = c_TBDH if pooling == "f" else x_TBDGH[:, :, :, 2].sigmoid() * c_TBDH
+    if valid is not None:
+        c_TBDH = c_TBDH.where(valid, 0)
+    h_TBDH = c_TBDH if gate.o is None else gate.o * c_TBDH
     kept = c_TBDH.flatten(2) if keep_cells and pooling != "f" else c_TBDH.new_empty(0)
-    return h_TBDH.flatten(2).to(dtype), kept.to(dtype), c_n.to(dtype)
+    return h_TBDH.flatten(2).to(gates.dtype), kept.to(gates.dtype), c_n.to(gates.dtype)
+
+
+def pool_backward(
+    grad_h: Tensor,
+    grad_c_n: Tensor,
+    gates: Tensor,
+    c0: Tensor | None,
+    lengths: Tensor | None,
+    seed: Tensor | None,
+    cells: Tensor,
+    pooling: str,
+    direction: str,
+    zoneout: float,
+) -> tuple[Tensor, Tensor]:
+    """The gradients at gates and c0; see `operator`. `cells` are all cells (h, for "f")."""
+    gate = _activate(gates, lengths, seed, pooling, direction, zoneout)
+    z, f, update, o, i, valid = gate.z, gate.sigmoid_f, gate.update, gate.o, gate.i, gate.valid
+    T, B, D, H = z.shape
+    c_TBDH, grad_h = _widen(cells).view(z.shape), _widen(grad_h).reshape(z.shape)
+    if valid is not None:
+        grad_h = grad_h.where(valid, 0)
+    grad_new = grad_h if o is None else grad_h * o
+    start = z.new_zeros(D, B, H) if c0 is None else _widen(c0)
+    grad_cells, before, grad_start = [], [], []
+    for d in range(D):
+        g, column = _widen(grad_c_n)[d], []
+        order = list(_order(T, direction, d))
+        for t in reversed(order):
+            at_step = grad_new[t, :, d] + g
+            column.append(at_step)
+            g_before = at_step * (1 - update[t, :, d])
+            g = g_before if valid is None else g_before.where(valid[t, :, 0], g)
+        column.reverse()
+        grad_cells.append(torch.stack([column[s] for s in order]) if T else z[:, :, d])
+        grad_start.append(g)
+        shifted = [start[d] if s == 0 else c_TBDH[order[s - 1], :, d] for s in range(T)]
+        before.append(torch.stack([shifted[s] for s in order]) if T else z[:, :, d])
+    g_TBDH, c_before = torch.stack(grad_cells, 2), torch.stack(before, 2)
+    if lengths is not None and valid is not None:
+        g_TBDH = g_TBDH.where(valid, 0)
+        # in reverse a sequence starts at its own last step, not at the batch's
+        at_end = torch.arange(T, device=gates.device)[:, None] == lengths - 1
+        for d in range(D):
+            if direction == "reverse" or d == 1:
+                c_before[:, :, d] = start[d].where(at_end[:, :, None], c_before[:, :, d])
+    grads = [
+        g_TBDH * (update if i is None else i) * (1 - z * z),
+        g_TBDH * (c_before - z if i is None else c_before) * gate.alive * f * (1 - f),
+    ]
+    if o is not None:
+        grads.append(grad_h * c_TBDH * o * (1 - o))
+    if i is not None:
+        grads.append(g_TBDH * z * i * (1 - i))
+    grad_gates = torch.stack(grads, 3).flatten(2)
+    return grad_gates.to(gates.dtype), torch.stack(grad_start).to(gates.dtype)
+
+
+def _order(T: int, direction: str, d: int) -> range:
+    """The steps in the order in which direction d takes them; it is its own inverse."""
+    return range(T - 1, -1, -1) if direction == "reverse" or d == 1 else range(T)
+
+
+def _widen(x: Tensor) -> Tensor:
+    return x.float() if x.dtype.itemsize < 4 else x
 
 
 def linear_recurrence(f: Tensor, x: Tensor, h0: Tensor, reverse: bool) -> Tensor:
     """h_t = f_t h_{t-1} + x_t over the first dimension; see `functional.linear_recurrence`."""
     T = f.shape[0]
-    wide = torch.float32 if f.dtype.itemsize < 4 else f.dtype
-    h, out = h0.to(wide), []
+    h, out = _widen(h0), []
     for t in range(T - 1, -1, -1) if reverse else range(T):
         h = f[t] * h + x[t]
         out.append(h)

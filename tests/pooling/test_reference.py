@@ -166,31 +166,59 @@ class TestPool:
         for filler in (0.0, float("nan")):
             leaf = gates.masked_fill(padding[:, :, None], filler).requires_grad_()
             c0 = torch.ones(D, 3, 2, dtype=WIDE, requires_grad=True)
-            h, _, c_n = reference.pool(leaf, c0, lengths, None, pooling, direction, 0.1, True)
+            h, cells, c_n = reference.pool(leaf, c0, lengths, None, pooling, direction, 0.1, True)
             results.append([h, c_n, *torch.autograd.grad([h.sum(), c_n.sum()], [leaf, c0])])
             assert not h[padding].any()
             assert not results[-1][2][padding].any()
+            grads = (
+                torch.ones_like(h).masked_fill(padding[:, :, None], filler),
+                torch.ones_like(c_n),
+            )
+            kept = (h if pooling == "f" else cells).detach()
+            rest = (c0.detach(), lengths, None, kept, pooling, direction, 0.1)
+            results[-1] += reference.pool_backward(*grads, leaf.detach(), *rest)
+            assert not results[-1][4][padding].any()
         for zero, nan in zip(*results, strict=True):
             assert torch.equal(zero, nan)
 
     @given(cases())
     def test_gradients_equal_those_of_the_oracle(self, case: dict[str, Any]) -> None:
-        leaves = [v for v in (case["gates"], case["c0"]) if v is not None]
-        for leaf in leaves:
-            leaf.requires_grad_()
-        h, _, c_n = reference.pool(**case, keep_cells=False)
-        want_h, want_c = expected(case)
+        """Both autograd's through `pool` and those of `pool_backward`."""
+        gates, c0 = case["gates"], case["c0"]
+        leaves = [v.requires_grad_() for v in (gates, c0) if v is not None]
+        h, cells, c_n = reference.pool(**case, keep_cells=True)
         random = torch.Generator().manual_seed(1)
         weights = [torch.randn(v.shape, dtype=WIDE, generator=random) for v in (h, c_n)]
-        options: dict[str, Any] = {"allow_unused": True, "materialize_grads": True}
-        if not any(v.requires_grad for v in (want_h, want_c)):
+        kept = h if case["pooling"] == "f" else cells
+        with torch.no_grad():
+            own = reference.pool_backward(*weights, cells=kept, **case)
+        assert own[0].shape == gates.shape and own[1].shape == c_n.shape
+        want_h, want_c = expected(case)
+        if not want_h.requires_grad:
             return  # no sequence or no step: nothing depends on anything
+        options: dict[str, Any] = {"allow_unused": True, "materialize_grads": True}
         got = torch.autograd.grad([h, c_n], leaves, weights, **options)
-        wanted = [(want_h, weights[0]), (want_c, weights[1])]
-        outputs, grads = zip(*[w for w in wanted if w[0].requires_grad], strict=True)
-        want = torch.autograd.grad(outputs, leaves, grads, **options)
-        for a, b in zip(got, want, strict=True):
+        want = torch.autograd.grad([want_h, want_c], leaves, weights, **options)
+        for a, b, c in zip(got, want, own, strict=False):
             torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+            torch.testing.assert_close(c, b, rtol=1e-12, atol=1e-12)
+
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+    @pytest.mark.parametrize("pooling", POOLINGS)
+    def test_16_bit_gradients_accumulate_in_float32(self, pooling: str, dtype: torch.dtype) -> None:
+        gates = torch.randn(40, 2, len(oracle.BLOCKS[pooling]) * 3).to(dtype)
+        tensors = [torch.randn(s).to(dtype) for s in ((40, 2, 3), (1, 2, 3), (1, 2, 3), (40, 2, 3))]
+        rest = (pooling, "forward", 0.0)
+        results = []
+        for convert in (torch.Tensor.to, lambda v, _: v.float()):
+            grad_h, grad_c_n, c0, cells = (convert(v, dtype) for v in tensors)
+            own = convert(gates, dtype)
+            results.append(
+                reference.pool_backward(grad_h, grad_c_n, own, c0, None, None, cells, *rest)
+            )
+        for got, want in zip(*results, strict=True):
+            assert got.dtype == dtype
+            assert torch.equal(got, want.to(dtype))
 
 
 class TestZoneout:
