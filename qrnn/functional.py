@@ -4,6 +4,7 @@ Equations 3 to 5 of Bradbury et al. 2016 (arXiv 1611.01576), in the paper's gate
 f is what is kept, c_t = f_t c_{t-1} + i_t z_t, and i = 1 - f unless the pooling is "ifo".
 """
 
+from collections.abc import Collection
 from typing import TypedDict, Unpack
 
 import torch
@@ -20,14 +21,19 @@ def check(condition: bool, argument: str, expected: str, got: object) -> None:
         raise ValueError(f"{argument}: expected {expected}, got {got}")
 
 
-def check_like(argument: str, value: object, shape: tuple[int, ...], like: Tensor) -> None:
-    """Raises unless `value` is a tensor of this shape, on the device and of the dtype of `like`."""
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{argument}: expected a Tensor, got {type(value).__name__}")
-    check(value.shape == shape, argument, f"shape {tuple(shape)}", tuple(value.shape))
-    check(value.device == like.device, argument, f"device {like.device}", value.device)
-    if value.dtype != like.dtype:
-        raise TypeError(f"{argument}: expected dtype {like.dtype}, got {value.dtype}")
+def check_choice(argument: str, value: object, choices: Collection[str]) -> None:
+    valid = isinstance(value, str) and value in choices
+    check(valid, argument, f"one of {', '.join(choices)}", repr(value))
+
+
+def check_number(argument: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{argument}: expected a number, got {type(value).__name__}")
+
+
+def check_probability(argument: str, value: float) -> None:
+    check_number(argument, value)
+    check(0 <= value <= 1, argument, "a probability from 0 to 1", value)
 
 
 def check_floating(argument: str, value: object) -> None:
@@ -39,10 +45,19 @@ def check_floating(argument: str, value: object) -> None:
         )
 
 
-def check_probability(argument: str, value: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{argument}: expected a number, got {type(value).__name__}")
-    check(0 <= value <= 1, argument, "a probability from 0 to 1", value)
+def check_like(
+    argument: str, value: object, shape: tuple[int, ...], like: Tensor, cast: bool = False
+) -> None:
+    """Raises unless `value` is a tensor of this shape, on the device and of the dtype of `like`.
+
+    With `cast` any floating dtype will do, as under autocast.
+    """
+    check_floating(argument, value)
+    assert isinstance(value, Tensor)
+    check(value.shape == shape, argument, f"shape {tuple(shape)}", tuple(value.shape))
+    check(value.device == like.device, argument, f"device {like.device}", value.device)
+    if value.dtype != like.dtype and not cast:
+        raise TypeError(f"{argument}: expected dtype {like.dtype}, got {value.dtype}")
 
 
 def check_lengths(lengths: object, batch: int, steps: int, device: torch.device) -> Tensor:
@@ -52,7 +67,9 @@ def check_lengths(lengths: object, batch: int, steps: int, device: torch.device)
     if lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool:
         raise TypeError(f"lengths: expected integers, got {lengths.dtype}")
     check(lengths.shape == (batch,), "lengths", f"shape {(batch,)}", tuple(lengths.shape))
-    if lengths.device.type == "cpu" and batch and not torch.compiler.is_compiling():
+    on_cpu = lengths.device.type == "cpu"
+    check(on_cpu or lengths.device == device, "lengths", f"device {device} or cpu", lengths.device)
+    if on_cpu and batch and not torch.compiler.is_compiling():
         low, high = int(lengths.min()), int(lengths.max())
         check(0 <= low and high <= steps, "lengths", f"values from 0 to {steps}", lengths.tolist())
     return lengths.to(device, torch.int64)
@@ -92,10 +109,9 @@ def pool(
     Raises:
         ValueError, TypeError: for an argument of the wrong shape, dtype, device or value.
     """
-    check(pooling in GATES, "pooling", f"one of {', '.join(GATES)}", repr(pooling))
-    check(direction in DIRECTIONS, "direction", f"one of {', '.join(DIRECTIONS)}", repr(direction))
-    expected = " or ".join(map(repr, ZONEOUT_EVAL))
-    check(zoneout_eval in ZONEOUT_EVAL, "zoneout_eval", expected, repr(zoneout_eval))
+    check_choice("pooling", pooling, GATES)
+    check_choice("direction", direction, DIRECTIONS)
+    check_choice("zoneout_eval", zoneout_eval, ZONEOUT_EVAL)
     check_probability("zoneout", zoneout)
     check_floating("gates", gates)
     check(gates.dim() == 3, "gates", "3 dimensions (T, B, D * G * H)", tuple(gates.shape))

@@ -14,9 +14,11 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 from qrnn.functional import (
     ZONEOUT_EVAL,
     check,
+    check_choice,
     check_floating,
     check_lengths,
     check_like,
+    check_number,
     check_probability,
     pool,
 )
@@ -92,10 +94,10 @@ class QRNNLayer(nn.Module):
         _check_size("input_size", input_size)
         _check_size("hidden_size", hidden_size)
         _check_size("kernel_size", kernel_size)
-        check(pooling in GATES, "pooling", f"one of {', '.join(GATES)}", repr(pooling))
+        check_choice("pooling", pooling, GATES)
         check_probability("zoneout", zoneout)
-        expected = " or ".join(map(repr, ZONEOUT_EVAL))
-        check(zoneout_eval in ZONEOUT_EVAL, "zoneout_eval", expected, repr(zoneout_eval))
+        check_choice("zoneout_eval", zoneout_eval, ZONEOUT_EVAL)
+        check_number("forget_bias", forget_bias)
         check(bias or not forget_bias, "forget_bias", "0 in a layer without bias", forget_bias)
         self.input_size = input_size
         self.hidden_size = hidden_size
@@ -249,16 +251,17 @@ def _check_state(state: object, layers: Sequence[QRNNLayer], x: Tensor) -> None:
     shape = (len(layers) * layers[0].directions, B, H)
     named = [("state h", state[0], shape), ("state c", state[1], shape)]
     if isinstance(state, QRNNState):
-        check(len(state.window) == len(layers), "state window", f"{len(layers)} tensors",
-              len(state.window))  # fmt: skip
-        for n, layer in enumerate(layers):
+        for layer in layers:
             layer.check_streaming()
+        if not isinstance(state.window, (tuple, list)):
+            raise TypeError(f"state window: expected a tuple, got {type(state.window).__name__}")
+        found = len(state.window)
+        check(found == len(layers), "state window", f"{len(layers)} tensors", found)
+        for n, layer in enumerate(layers):
             shape = (layer.kernel_size - 1, B, layer.input_size)
             named.append((f"state window[{n}]", state.window[n], shape))
-    autocast = torch.is_autocast_enabled(x.device.type)
     for name, value, shape in named:
-        like = value if autocast and isinstance(value, Tensor) else x
-        check_like(name, value, shape, like)
+        check_like(name, value, shape, x, cast=torch.is_autocast_enabled(x.device.type))
 
 
 class QRNN(nn.Module):
@@ -310,6 +313,7 @@ class QRNN(nn.Module):
         super().__init__()
         _check_size("num_layers", num_layers)
         check_probability("dropout", dropout)
+        _check_size("kernel_size", kernel_size)
         if first_kernel_size is None:
             first_kernel_size = kernel_size
         _check_size("first_kernel_size", first_kernel_size)
@@ -432,8 +436,9 @@ class QRNN(nn.Module):
         check(lengths is None, "lengths", "None for a single sequence", lengths)
         if isinstance(state, tuple) and not isinstance(state, QRNNState):
             for name, value in zip(("state h", "state c"), state, strict=False):
-                check(isinstance(value, Tensor) and value.dim() == 2, name,
-                      "2 dimensions for a single sequence", value)  # fmt: skip
+                check_floating(name, value)
+                expected = "2 dimensions for a single sequence"
+                check(value.dim() == 2, name, expected, tuple(value.shape))
             state = tuple(value[:, None] for value in state)
         output, state = self._forward(x[:, None], state, None)
         if not isinstance(state, QRNNState):

@@ -271,7 +271,7 @@ MISUSES: dict[str, tuple[Callable[[], Any], type[Exception], str, str, str]] = {
     ),
     "zoneout_eval unknown": (
         lambda: fo_pool(zeros(2, 2, 6), zoneout_eval="max"),
-        ValueError, "zoneout_eval", "'mean' or 'none'", "'max'",
+        ValueError, "zoneout_eval", "mean, none", "'max'",
     ),
     "zoneout negative": (
         lambda: fo_pool(zeros(2, 2, 6), zoneout=-0.1), ValueError, "zoneout", "0 to 1", "-0.1"

@@ -989,7 +989,7 @@ MISUSES: dict[str, tuple[Callable[[], Any], type[Exception], str, str, str]] = {
     "zoneout string": (build(zoneout="0.1"), TypeError, "zoneout", "a number", "str"),
     "zoneout_eval": (
         build(zoneout_eval="avg"),
-        ValueError, "zoneout_eval", "'mean' or 'none'", "'avg'",
+        ValueError, "zoneout_eval", "mean, none", "'avg'",
     ),
     "kernel_size 0": (build(kernel_size=0), ValueError, "kernel_size", "at least 1", "0"),
     "kernel_size bool": (build(kernel_size=True), TypeError, "kernel_size", "an int", "bool"),

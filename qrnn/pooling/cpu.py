@@ -316,9 +316,10 @@ def pool(
     call = _Call(gates, c0, lengths, seed, pooling, direction, zoneout)
     T, B, D, H = call.shape
     h, c_n = call.empty(T, B, D, H), call.empty(D, B, H)
-    cells = call.empty(T if keep_cells and pooling != "f" else 0, B, D, H)
+    keep_cells = keep_cells and pooling != "f"
+    cells = call.empty(T if keep_cells else 0, B, D, H)
     call.run(_forward, h.numpy(), cells.numpy(), c_n.numpy())
-    kept = cells.flatten(2) if len(cells) else cells.new_empty(0)
+    kept = cells.flatten(2) if keep_cells else cells.new_empty(0)
     return h.flatten(2).to(call.dtype), kept.to(call.dtype), c_n.to(call.dtype)
 
 

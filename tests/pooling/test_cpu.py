@@ -300,7 +300,7 @@ class TestLinearRecurrence:
 
 class TestThreads:
     # more rows than threads, fewer, and one row whose channels do not divide evenly
-    SHAPES = ((64, 8, 33), (200, 2, 60), (600, 1, 33), (1200, 1, 15))
+    SHAPES = ((64, 8, 33), (90, 2, 100), (600, 1, 33), (140, 1, 130), (1200, 1, 15))
 
     @pytest.mark.usefixtures("threads")
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
