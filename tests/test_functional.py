@@ -74,6 +74,19 @@ class TestPools:
         h.sum().backward()
         assert gates.grad is not None and gates.grad.dtype == dtype
 
+    def test_cells_are_kept_for_a_gradient_only(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """They cost as much memory as the outputs."""
+        asked = []
+        pool = operator.pool
+        monkeypatch.setattr(operator, "pool", lambda *a: (asked.append(a[-1]), pool(*a))[1])
+        gates, c0 = torch.randn(3, 2, 6), torch.randn(1, 2, 2)
+        fo_pool(gates, c0)
+        fo_pool(gates.clone().requires_grad_(), c0)
+        fo_pool(gates, c0.clone().requires_grad_())
+        with torch.no_grad():
+            fo_pool(gates.clone().requires_grad_(), c0)
+        assert asked == [False, True, True, False]
+
     def test_report_bug_gate_read_from_another_block(self) -> None:
         """The replication's decoder computed f from the weights of z."""
         gates = torch.zeros(1, 1, 4, 1, dtype=WIDE)

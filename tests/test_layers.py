@@ -332,6 +332,14 @@ class TestPieces:
                 value.data.fill_(9.0)
             equal(parts(before.h, before), parts(state.h, state))
 
+    def test_a_state_holds_no_more_memory_than_it_needs(self) -> None:
+        """A view of the input would keep the whole piece alive."""
+        rnn = make(3, 4, kernel_size=3)
+        with torch.no_grad():
+            _, state = rnn(randn(50, 2, 3), rnn.initial_state(2))
+        for value in (state.h, state.c, *state.window):
+            assert value.untyped_storage().nbytes() == value.nbytes
+
     def test_detach_cuts_the_graph(self) -> None:
         """Truncated back-propagation: what came before gets no gradient, what follows the same."""
         rnn = make(3, 4, 2, kernel_size=3)
@@ -934,6 +942,7 @@ class TestAsLSTM:
         assert describe(rnn(x, got[1])) == describe(lstm(x, want[1]))
         made = tuple(torch.zeros_like(v) for v in want[1])
         assert describe(rnn(x, made)) == describe(lstm(x, made))
+        assert describe(rnn(x, list(made))) == describe(lstm(x, list(made)))
         with torch.no_grad():
             assert describe(rnn(x)) == describe(lstm(x))
 

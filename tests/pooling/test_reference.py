@@ -224,7 +224,8 @@ class TestPool:
 class TestZoneout:
     """Section 2.1 of the paper: f is 1 at some entries and left alone at the others."""
 
-    @pytest.mark.parametrize("rate", [0.0, 0.1, 0.5, 1.0])
+    # the last is itself a number drawn, and a draw must be below the rate
+    @pytest.mark.parametrize("rate", [0.0, 0.1, 0.5, 1.0, oracle.uniform(99, 50)])
     def test_f_is_one_exactly_where_drawn(self, rate: float) -> None:
         # z = 1 and f = 1/2: a cell that is not zoned out moves half-way to 1
         T, B, D, H = 6, 3, 2, 5
