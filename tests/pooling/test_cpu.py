@@ -163,8 +163,11 @@ class TestPool:
         )
         check_against_reference(case, data.draw(st.sampled_from(TYPES)))
 
-    # the first is itself a number drawn, and a draw must be below the rate
-    @pytest.mark.parametrize("rate", [oracle.uniform(1, 50), 2**-24, 1e-9, 0.3, 1 - 2**-24])
+    # the first is itself a number drawn, which must be below the rate, as it is for the second
+    @pytest.mark.parametrize(
+        "rate",
+        [oracle.uniform(1, 50), oracle.uniform(1, 50) + 2**-25, 2**-24, 1e-9, 0.3, 1 - 2**-24],
+    )
     def test_draws_the_same_entries_as_the_reference(self, rate: float) -> None:
         # z = 1, f = 1/2 and float64: an entry more or less shows
         gates = torch.zeros(300, 2, 2, 2, 60, dtype=torch.float64)
