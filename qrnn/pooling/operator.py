@@ -5,6 +5,7 @@ qrnn::pool_backward     its gradient, itself differentiable (through the referen
 qrnn::linear_recurrence h_t = f_t h_{t-1} + x_t; its gradient is another linear recurrence
 """
 
+import importlib
 import warnings
 from functools import cache
 from types import ModuleType
@@ -29,6 +30,12 @@ torch.library.define(
 torch.library.define(
     "qrnn::linear_recurrence", "(Tensor f, Tensor x, Tensor h0, bool reverse) -> Tensor"
 )
+
+
+BACKENDS = {
+    "cpu": ("qrnn.pooling.cpu", ("numba", "llvmlite", "numpy"), "cpu"),
+    "cuda": ("qrnn.pooling.cuda", ("cupy", "cupy_backends", "numpy"), "cuda13"),
+}
 
 
 def pool(
@@ -60,19 +67,20 @@ def pool(
 
 
 @cache
-def _cpu_backend() -> ModuleType | None:
+def _backend(device: str) -> ModuleType:
+    """The compiled backend of a device, or the reference when what it needs is not installed."""
+    module, needs, extra = BACKENDS[device]
     try:
-        from qrnn.pooling import cpu
+        return importlib.import_module(module)
     except ImportError as error:
-        if (error.name or "").partition(".")[0] not in ("numba", "llvmlite", "numpy"):
+        if (error.name or "").partition(".")[0] not in needs:
             raise
         warnings.warn(
-            "qrnn runs its slow PyTorch loop because numba is not installed;"
-            " for the compiled CPU path: pip install 'qrnn[cpu]'",
+            f"qrnn runs its slow PyTorch loop on {device}, because {error.name} is not there "
+            f"({error}); for the compiled path: pip install 'qrnn[{extra}]'",
             stacklevel=2,
         )
-        return None
-    return cpu
+        return reference
 
 
 def _check_lengths(lengths: Tensor | None, T: int) -> None:
@@ -80,26 +88,26 @@ def _check_lengths(lengths: Tensor | None, T: int) -> None:
         raise ValueError(f"lengths: expected values from 0 to {T}, got {lengths.tolist()}")
 
 
-def _pool_cpu(gates: Tensor, c0: Any, lengths: Any, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
-    _check_lengths(lengths, len(gates))
-    backend = _cpu_backend() or reference
-    return backend.pool(gates, c0, lengths, *rest)
+def _register(device: str) -> None:
+    def pool(gates: Tensor, c0: Any, lengths: Any, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+        if device == "cpu":  # elsewhere a look at the values would wait for the device
+            _check_lengths(lengths, len(gates))
+        return _backend(device).pool(gates, c0, lengths, *rest)
+
+    def pool_backward(*arguments: Any) -> tuple[Tensor, Tensor]:
+        return _backend(device).pool_backward(*arguments)
+
+    def linear_recurrence(*arguments: Any) -> Tensor:
+        return _backend(device).linear_recurrence(*arguments)
+
+    for function in (pool, pool_backward, linear_recurrence):
+        torch.library.impl(f"qrnn::{function.__name__}", device, function)
 
 
-def _pool_backward_cpu(*arguments: Any) -> tuple[Tensor, Tensor]:
-    return (_cpu_backend() or reference).pool_backward(*arguments)
-
-
-def _linear_recurrence_cpu(*arguments: Any) -> Tensor:
-    return (_cpu_backend() or reference).linear_recurrence(*arguments)
-
-
-torch.library.impl("qrnn::pool", "default", reference.pool)
-torch.library.impl("qrnn::pool", "cpu", _pool_cpu)
-torch.library.impl("qrnn::pool_backward", "default", reference.pool_backward)
-torch.library.impl("qrnn::pool_backward", "cpu", _pool_backward_cpu)
-torch.library.impl("qrnn::linear_recurrence", "default", reference.linear_recurrence)
-torch.library.impl("qrnn::linear_recurrence", "cpu", _linear_recurrence_cpu)
+for _name in ("pool", "pool_backward", "linear_recurrence"):
+    torch.library.impl(f"qrnn::{_name}", "default", getattr(reference, _name))
+for _device in BACKENDS:
+    _register(_device)
 
 
 @torch.library.register_fake("qrnn::pool")

@@ -314,12 +314,13 @@ class TestThreads:
     SHAPES = ((64, 8, 33), (90, 2, 100), (600, 1, 33), (140, 1, 130), (1200, 1, 15))
 
     @pytest.mark.usefixtures("threads")
+    @pytest.mark.parametrize("seed", [False, True])
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
     @pytest.mark.parametrize("shape", SHAPES)
     def test_results_do_not_depend_on_their_number(
-        self, shape: tuple[int, int, int], dtype: torch.dtype
+        self, shape: tuple[int, int, int], dtype: torch.dtype, seed: bool
     ) -> None:
-        case = make(*shape, "ifo", "forward", lengths=True, c0=True, seed=True, zoneout=0.3)
+        case = make(*shape, "ifo", "forward", lengths=True, c0=True, seed=seed, zoneout=0.3)
         case["lengths"][0] = shape[0]
         case["gates"].nan_to_num_(0.25)
         scans = [torch.rand(shape, dtype=dtype), torch.randn(shape, dtype=dtype)]

@@ -1,0 +1,180 @@
+"""The pooling operator on NVIDIA GPUs: launches pooling.cu, which CuPy compiles at run time.
+
+Everything runs on the tensors' device and on torch's current stream there, also in the autograd
+thread and while a CUDA graph is captured, and nothing waits for the GPU.
+"""
+
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import cupy
+import numpy as np
+import torch
+from torch import Tensor
+
+from qrnn.pooling.reference import DIRECTIONS, GATES
+
+TYPES = {
+    torch.float32: "float",
+    torch.float64: "double",
+    torch.float16: "half16",
+    torch.bfloat16: "bfloat16",
+}
+OLDEST_CUPY = 13
+POOLS = ("pool_summarise", "pool_forward", "pool_backward_summarise", "pool_backward")
+BLOCK = 64  # threads; small, so that few columns still reach many multiprocessors
+COLUMNS_PER_SM = 512  # with this many, one multiprocessor has enough loads in flight
+LEAST_CHUNK = 64  # steps
+
+SHAPE = np.dtype(
+    [(name, np.int64) for name in ("T", "B", "D", "H", "chunk", "lengths")]
+    + [("reverse", np.int32)],
+    align=True,
+)
+ZONEOUT = np.dtype([("seed", np.int64), ("threshold", np.uint64), ("keep", np.float64)], align=True)
+
+
+if int(cupy.__version__.split(".")[0]) < OLDEST_CUPY:
+    raise ImportError(f"CuPy {cupy.__version__} is older than {OLDEST_CUPY}", name="cupy")
+
+
+@cache
+def _module(name: str) -> Any:
+    kernels = [f"{pool}<{name}, {G}>" for pool in POOLS for G in GATES.values()]
+    kernels += [f"{k}<{name}>" for k in ("carry", "recurrence_summarise", "recurrence")]
+    source = Path(__file__).with_name("pooling.cu").read_text(encoding="utf-8")
+    return cupy.RawModule(code=source, options=("--std=c++17",), name_expressions=kernels)
+
+
+@cache
+def _multiprocessors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def _launch(kernel: str, like: Tensor, grid: tuple[int, int], arguments: Sequence[Any]) -> None:
+    with torch.cuda.device(like.device):
+        stream = cupy.cuda.ExternalStream(torch.cuda.current_stream().cuda_stream)
+        _module(TYPES[like.dtype]).get_function(kernel)(
+            grid, (BLOCK,), tuple(arguments), stream=stream
+        )
+
+
+def _pointer(x: Tensor | None) -> np.uint64:
+    return np.uint64(0 if x is None else x.data_ptr())
+
+
+class _Grid:
+    """The columns and chunks of one call, and what the kernels are told about its shape."""
+
+    def __init__(
+        self, like: Tensor, T: int, B: int, D: int, H: int, lengths: Tensor | None, reverse: bool
+    ) -> None:
+        self.like, self.columns = like, B * D * H
+        wanted = _multiprocessors(like.device) * COLUMNS_PER_SM // max(self.columns, 1)
+        chunk = max(LEAST_CHUNK, -(-T // max(wanted, 1)))
+        self.chunks = max(-(-T // chunk), 1)
+        self.blocks = -(-self.columns // BLOCK)
+        self.lengths = lengths
+        fields = (T, B, D, H, chunk, 0 if lengths is None else lengths.data_ptr(), reverse)
+        self.shape = np.array([fields], dtype=SHAPE)
+
+    def run(self, kernel: str, *arguments: Any) -> None:
+        """Launches `kernel` on all columns and chunks."""
+        pointers = [_pointer(a) if a is None or isinstance(a, Tensor) else a for a in arguments]
+        if self.blocks:
+            _launch(kernel, self.like, (self.blocks, self.chunks), [self.shape, *pointers])
+
+    def states(self, kernel: str, *arguments: Any, start: Tensor | None, backward: bool) -> Any:
+        """The state at which each chunk starts, from `kernel` and `carry`; None for one chunk."""
+        if self.chunks == 1:
+            return None
+        wide = torch.float64 if self.like.dtype == torch.float64 else torch.float32
+        summary = self.like.new_empty((2, self.chunks, self.columns), dtype=wide)
+        self.run(kernel, *arguments, summary)
+        pointers = [np.int64(self.chunks), _pointer(start), _pointer(summary), np.int32(backward)]
+        name = f"carry<{TYPES[self.like.dtype]}>"
+        if self.blocks:
+            _launch(name, self.like, (self.blocks, 1), [self.shape, *pointers])
+        return summary[1]
+
+
+def _zoneout(seed: Tensor | None, zoneout: float) -> Any:
+    """As in pooling.cu; a tensor `seed` has to outlive the launch."""
+    drawn = seed is not None
+    threshold = int(np.ceil(zoneout * (1 << 24)))
+    fields = (_pointer(seed), threshold, 1.0 if drawn else 1 - zoneout)
+    return np.array([fields], dtype=ZONEOUT)
+
+
+def pool(
+    gates: Tensor,
+    c0: Tensor | None,
+    lengths: Tensor | None,
+    seed: Tensor | None,
+    pooling: str,
+    direction: str,
+    zoneout: float,
+    keep_cells: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """See `operator.pool`."""
+    T, B, N = gates.shape
+    D, G = DIRECTIONS[direction], GATES[pooling]
+    H = N // (D * G)
+    gates = gates.contiguous()
+    c0 = None if c0 is None else c0.contiguous()
+    grid = _Grid(gates, T, B, D, H, lengths, direction == "reverse")
+    drop = _zoneout(seed, zoneout)
+    kernel = f"<{TYPES[gates.dtype]}, {G}>"
+    states = grid.states(f"pool_summarise{kernel}", drop, gates, start=c0, backward=False)
+    h, c_n = gates.new_empty(T, B, D * H), gates.new_empty(D, B, H)
+    kept = keep_cells and pooling != "f"
+    cells = gates.new_empty((T, B, D * H) if kept else (0,))
+    stored = cells if kept else None
+    grid.run(f"pool_forward{kernel}", drop, gates, c0, states, h, stored, c_n)
+    return h, cells, c_n
+
+
+def pool_backward(
+    grad_h: Tensor,
+    grad_c_n: Tensor,
+    gates: Tensor,
+    c0: Tensor | None,
+    lengths: Tensor | None,
+    seed: Tensor | None,
+    cells: Tensor,
+    pooling: str,
+    direction: str,
+    zoneout: float,
+) -> tuple[Tensor, Tensor]:
+    """See `operator.pool_backward`."""
+    T, B, N = gates.shape
+    D, G = DIRECTIONS[direction], GATES[pooling]
+    H = N // (D * G)
+    grad_h, grad_c_n, gates, cells = (v.contiguous() for v in (grad_h, grad_c_n, gates, cells))
+    c0 = None if c0 is None else c0.contiguous()
+    grid = _Grid(gates, T, B, D, H, lengths, direction == "reverse")
+    drop = _zoneout(seed, zoneout)
+    kernel = f"<{TYPES[gates.dtype]}, {G}>"
+    states = grid.states(
+        f"pool_backward_summarise{kernel}", drop, gates, grad_h, start=grad_c_n, backward=True
+    )
+    grad_gates, grad_c0 = torch.empty_like(gates), gates.new_empty(D, B, H)
+    grid.run(
+        f"pool_backward{kernel}",
+        drop, gates, c0, cells, grad_h, grad_c_n, states, grad_gates, grad_c0,
+    )  # fmt: skip
+    return grad_gates, grad_c0
+
+
+def linear_recurrence(f: Tensor, x: Tensor, h0: Tensor, reverse: bool) -> Tensor:
+    """See `functional.linear_recurrence`."""
+    T, B, H = f.shape
+    f, x, h0 = f.contiguous(), x.contiguous(), h0.contiguous()
+    grid = _Grid(f, T, B, 1, H, None, reverse)
+    kernel = f"<{TYPES[f.dtype]}>"
+    states = grid.states(f"recurrence_summarise{kernel}", f, x, start=h0, backward=False)
+    h = torch.empty_like(f)
+    grid.run(f"recurrence{kernel}", f, x, h0, states, h)
+    return h
