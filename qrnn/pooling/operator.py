@@ -163,18 +163,20 @@ def _pool_backward_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor
 
 
 def _pool_double_gradient(ctx: Any, *grad_grads: Tensor) -> tuple[Any, ...]:
-    *needed, gates, c0, lengths, seed = ctx.saved_tensors
+    grad_h, grad_c_n, gates, c0, lengths, seed = ctx.saved_tensors
     pooling, direction, zoneout = ctx.options
-    start = needed[1].new_zeros(needed[1].shape) if c0 is None else c0
+    start = grad_c_n.new_zeros(grad_c_n.shape) if c0 is None else c0
     higher = torch.is_grad_enabled()
     with torch.enable_grad():
-        needed = [
-            v if v.requires_grad else v.detach().requires_grad_() for v in (*needed, gates, start)
+        # views of their own, because one of the four may itself have been made from another
+        inputs = [
+            v.view_as(v) if v.requires_grad else v.detach().requires_grad_()
+            for v in (grad_h, grad_c_n, gates, start)
         ]
-        grad_h, grad_c_n, gates, start = needed
+        grad_h, grad_c_n, gates, start = inputs
         h, _, c_n = reference.pool(gates, start, lengths, seed, pooling, direction, zoneout, False)
         grads = torch.autograd.grad((h, c_n), (gates, start), (grad_h, grad_c_n), create_graph=True)
-        twice = torch.autograd.grad(grads, needed, grad_grads, create_graph=higher)
+        twice = torch.autograd.grad(grads, inputs, grad_grads, create_graph=higher)
     return *twice[:3], None if c0 is None else twice[3], None, None, None, None, None, None
 
 
