@@ -64,7 +64,7 @@ function(k=2, data="data/imdb", vectors="data/vectors/imdb.txt.gz") {
     validation_metric: "+accuracy",
     num_epochs: 20,
     patience: 3,
-    callbacks: ["run_file"],
+    callbacks: ["run_file", "random_state"],
     checkpointer: {keep_most_recent_by_count: 2},
   },
 }

@@ -371,7 +371,7 @@ class QRNN(nn.Module):
     def forward(
         self,
         input: Tensor | PackedSequence,
-        state: State | None = None,
+        hx: State | None = None,
         lengths: Tensor | None = None,
     ) -> tuple[Any, Any]:
         """nn.LSTM's contract, and two things more: `lengths`, and a state that holds windows.
@@ -379,7 +379,7 @@ class QRNN(nn.Module):
         Args:
             input: (T, B, input_size), or (B, T, input_size) with batch_first, or
                 (T, input_size) for one sequence, or a PackedSequence, sorted or not.
-            state: None for zeros; (h, c), each (num_layers * D, B, hidden_size), with zeros to
+            hx: None for zeros; (h, c), each (num_layers * D, B, hidden_size), with zeros to
                 the left of the window; or a QRNNState, which continues exactly where the
                 call that returned it ended. For (T, input_size), h and c without B.
             lengths: valid steps of each sequence, integers (B,): the padding after them is never
@@ -389,20 +389,20 @@ class QRNN(nn.Module):
             output: the last layer's h, (T, B, D * hidden_size), in the form of the input.
             state: h_n, the outputs after each sequence's last step (before its first, in
                 reverse; what came in, for a sequence of length 0) and c_n, the cells there.
-                A QRNNState if `state` was one, otherwise a tuple (h_n, c_n).
+                A QRNNState if `hx` was one, otherwise a tuple (h_n, c_n).
 
         Raises:
             ValueError, TypeError: for an argument of the wrong shape, dtype, device or value.
         """
         if isinstance(input, PackedSequence):
             check(lengths is None, "lengths", "None with a PackedSequence", lengths)
-            return self._forward_packed(input, state)
+            return self._forward_packed(input, hx)
         if isinstance(input, Tensor) and input.dim() == 2:
-            return self._forward_unbatched(input, state, lengths)
+            return self._forward_unbatched(input, hx, lengths)
         if isinstance(input, Tensor) and input.dim() == 3 and self.batch_first:
-            output, state = self._forward(input.transpose(0, 1), state, lengths)
+            output, state = self._forward(input.transpose(0, 1), hx, lengths)
             return output.transpose(0, 1), state
-        return self._forward(input, state, lengths)
+        return self._forward(input, hx, lengths)
 
     def _forward(
         self, x: Tensor, state: State | None, lengths: Tensor | None
@@ -434,7 +434,7 @@ class QRNN(nn.Module):
         self, x: Tensor, state: Any, lengths: Tensor | None
     ) -> tuple[Tensor, State]:
         check(lengths is None, "lengths", "None for a single sequence", lengths)
-        if isinstance(state, tuple) and not isinstance(state, QRNNState):
+        if isinstance(state, (tuple, list)) and not isinstance(state, QRNNState):
             for name, value in zip(("state h", "state c"), state, strict=False):
                 check_floating(name, value)
                 expected = "2 dimensions for a single sequence"

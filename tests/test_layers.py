@@ -1228,3 +1228,10 @@ def test_a_layer_checks_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
         layer(torch.zeros(5, 2, 3), state((2, 2, 4)))
     with pytest.raises(ValueError, match=r"^lengths: .*0 to 5"):
         layer(torch.zeros(5, 2, 3), None, torch.tensor([6, 1]))
+
+
+def test_the_state_has_lstms_name() -> None:
+    x, hx = torch.randn(3, 2, 5), (torch.zeros(1, 2, 4), torch.randn(1, 2, 4))
+    rnn = QRNN(5, 4)
+    torch.testing.assert_close(rnn(input=x, hx=hx)[0], rnn(x, hx)[0])
+    assert nn.LSTM(5, 4)(input=x, hx=hx)[0].shape == (3, 2, 4)

@@ -1,16 +1,23 @@
 """Plugin for allennlp 2.10.1: importing it registers everything that a config can name.
 
 Seq2SeqEncoder and Seq2VecEncoder "qrnn", TokenEmbedder "word_vectors", DatasetReader "imdb",
-TrainerCallback "run_file".
+TrainerCallbacks "run_file" and "random_state".
 """
 
 from qrnn.allennlp import compat
 
 compat.mend()
 
-from qrnn.allennlp.callbacks import RunFile  # noqa: E402
+from qrnn.allennlp.callbacks import RandomState, RunFile  # noqa: E402
 from qrnn.allennlp.encoders import QRNNSeq2SeqEncoder, QRNNSeq2VecEncoder  # noqa: E402
 from qrnn.allennlp.readers import ImdbReader  # noqa: E402
 from qrnn.allennlp.word_vectors import WordVectors  # noqa: E402
 
-__all__ = ["ImdbReader", "QRNNSeq2SeqEncoder", "QRNNSeq2VecEncoder", "RunFile", "WordVectors"]
+__all__ = [
+    "ImdbReader",
+    "QRNNSeq2SeqEncoder",
+    "QRNNSeq2VecEncoder",
+    "RandomState",
+    "RunFile",
+    "WordVectors",
+]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import shlex
 import sys
 import time
@@ -9,6 +10,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Dict, List, Optional
 
+import numpy
+import torch
 from allennlp.common import Params
 from allennlp.training.callbacks import TrainerCallback
 
@@ -76,6 +79,53 @@ class RunFile(TrainerCallback):
         part = self.path.with_suffix(".part")
         part.write_text(json.dumps(self.run, indent=2) + "\n", encoding="utf-8")
         part.replace(self.path)
+
+
+@TrainerCallback.register("random_state")
+class RandomState(TrainerCallback):
+    """Keeps the random numbers' state in the checkpoints, so that --recover gives the same run.
+
+    AllenNLP reads through the epochs that are done, to draw from the loader what was drawn then,
+    and misses what dropout and validation drew. Here the first epoch that is not done starts from
+    the state that the checkpoint was saved with, and the others are not read. A checkpoint from
+    the middle of an epoch is left to AllenNLP. Several processes all continue from the first's.
+    """
+
+    def __init__(self, serialization_dir: str) -> None:
+        super().__init__(serialization_dir)
+        self.saved: Optional[Dict[str, Any]] = None
+
+    def state_dict(self) -> Dict[str, Any]:
+        state: Any = numpy.random.get_state()
+        name, keys, *rest = state
+        return {
+            "python": random.getstate(),
+            "numpy": (name, keys.tolist(), *rest),
+            "torch": torch.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        }
+
+    def load_state_dict(self, state_dict: Dict[str, Any]) -> None:
+        self.saved = state_dict
+
+    def on_start(self, trainer: Any, is_primary: bool = True, **kwargs: Any) -> None:
+        super().on_start(trainer, is_primary, **kwargs)
+        saved, train_epoch = self.saved, trainer._train_epoch
+        if saved is None or trainer._start_after_batches_in_epoch_completed:
+            return
+
+        def resume(epoch: int) -> Dict[str, float]:
+            if epoch < trainer._start_after_epochs_completed:
+                return {}
+            trainer._train_epoch = train_epoch
+            random.setstate(saved["python"])
+            numpy.random.set_state(saved["numpy"])
+            torch.set_rng_state(saved["torch"].cpu())
+            if torch.cuda.is_available():
+                torch.cuda.set_rng_state_all([state.cpu() for state in saved["cuda"]])
+            return train_epoch(epoch)
+
+        trainer._train_epoch = resume
 
 
 def _version(package: str) -> Optional[str]:

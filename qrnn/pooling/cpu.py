@@ -248,7 +248,8 @@ def _launch(kernel: Kernel, rows: int, channels: int, work: int, *arguments: Any
         cuts = [rows * p // pieces for p in range(pieces + 1)]
         calls = [(lo, hi, 0, channels) for lo, hi in pairwise(cuts)]
     else:
-        width = max(_BLOCK, -(-channels // pieces))
+        # in whole vectors: the rest of a row is rounded otherwise, and would depend on the cut
+        width = max(1, -(-channels // (pieces * _BLOCK))) * _BLOCK
         calls = [(0, rows, j, min(j + width, channels)) for j in range(0, channels, width)]
     # a forked child inherits the pool but not its threads, hence one pool per process
     others = [_threads(os.getpid()).submit(kernel, *c, *arguments) for c in calls[1:]]
@@ -284,7 +285,7 @@ class _Call:
             (0,) * (seed is not None),
             self.array(gates.reshape(self.gates_shape)),
             self.array(start),
-            np.full(B, T) if lengths is None else lengths.numpy(),
+            np.full(B, T) if lengths is None else lengths.contiguous().numpy(),
             np.int64(0 if seed is None else seed.item()),
             np.int64(np.ceil(zoneout * (1 << 24))),
             self.real(1 if seed is not None else 1 - zoneout),

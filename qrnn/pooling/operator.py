@@ -73,10 +73,11 @@ def _backend(device: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        if (error.name or "").partition(".")[0] not in needs:
+        # numba that does not fit its numpy raises one without a name
+        if error.name and error.name.partition(".")[0] not in needs:
             raise
         warnings.warn(
-            f"qrnn runs its slow PyTorch loop on {device}, because {error.name} is not there "
+            f"qrnn runs its slow PyTorch loop on {device}, because {needs[0]} cannot be used "
             f"({error}); for the compiled path: pip install 'qrnn[{extra}]'",
             stacklevel=2,
         )

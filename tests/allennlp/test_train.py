@@ -3,10 +3,8 @@
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -56,7 +54,8 @@ def allennlp(cwd, *arguments, **overrides):
         text=True,
         check=False,
     )
-    assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-4000:]
+    said = run.stdout[-2000:] + run.stderr[-4000:]
+    assert run.returncode == 0, f"exit status {run.returncode}: {said}"
     return run.stdout + run.stderr
 
 
@@ -94,29 +93,35 @@ def test_evaluate_and_predict_from_another_directory(trained, tmp_path):
     assert [json.loads(line)["label"] for line in lines] == ["pos", "neg"]
 
 
-def test_recover_continues_an_interrupted_run_to_the_same_end(trained, tmp_path):
+CRASH = """
+import os
+from allennlp.training import TrainerCallback
+
+@TrainerCallback.register("crash")
+class Crash(TrainerCallback):
+    def on_batch(self, trainer, inputs, outputs, metrics, epoch, batch_number, *rest, **kwargs):
+        if "CRASH" in os.environ and epoch == 1 and batch_number == 2:
+            os._exit(9)
+"""
+
+
+def test_recover_continues_a_killed_run_to_the_same_end(trained, tmp_path, monkeypatch):
+    (tmp_path / "crash.py").write_text(CRASH)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     config = trained.parents[1] / "configs" / "imdb.jsonnet"
-    command = [Path(sys.executable).with_name("allennlp"), "train", config, "-s", "run"]
-    process = subprocess.Popen(
-        [*command, "-o", json.dumps(SMALL)],
-        cwd=tmp_path,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    first = tmp_path / "run" / "metrics_epoch_0.json"
-    while not first.exists():
-        assert process.poll() is None
-        time.sleep(0.005)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    command = ["train", config, "-s", "run", "--include-package", "crash"]
+    callbacks = {"trainer.callbacks": ["run_file", "random_state", "crash"]}
+    with monkeypatch.context() as context:
+        context.setenv("CRASH", "1")
+        with pytest.raises(AssertionError, match="exit status 9"):
+            allennlp(tmp_path, *command, **callbacks)
+    assert [epoch["epoch"] for epoch in history(tmp_path / "run")] == [0]
     assert not (tmp_path / "run" / "model.tar.gz").exists()
-    allennlp(tmp_path, "train", config, "-s", "run", "--recover")
+    allennlp(tmp_path, *command, "--recover", **callbacks)
     whole, recovered = history(trained), history(tmp_path / "run")
     assert [epoch["epoch"] for epoch in recovered] == [0, 1, 2]
     for a, b in zip(whole, recovered, strict=True):
-        for name in ("validation_loss", "validation_accuracy"):
+        for name in ("training_loss", "validation_loss", "validation_accuracy"):
             assert a[name] == pytest.approx(b[name], rel=1e-6)
 
 
