@@ -27,6 +27,7 @@ POOLS = ("pool_summarise", "pool_forward", "pool_backward_summarise", "pool_back
 BLOCK = 64  # threads; small, so that few columns still reach many multiprocessors
 COLUMNS_PER_SM = 512  # with this many, one multiprocessor has enough loads in flight
 LEAST_CHUNK = 64  # steps
+MOST_CHUNKS = 65_535  # CUDA's limit on a grid's second dimension
 
 SHAPE = np.dtype(
     [(name, np.int64) for name in ("T", "B", "D", "H", "chunk", "lengths")]
@@ -55,10 +56,9 @@ def _multiprocessors(device: torch.device) -> int:
 
 def _launch(kernel: str, like: Tensor, grid: tuple[int, int], arguments: Sequence[Any]) -> None:
     with torch.cuda.device(like.device):
-        stream = cupy.cuda.ExternalStream(torch.cuda.current_stream().cuda_stream)
-        _module(TYPES[like.dtype]).get_function(kernel)(
-            grid, (BLOCK,), tuple(arguments), stream=stream
-        )
+        function = _module(TYPES[like.dtype]).get_function(kernel)
+        with cupy.cuda.ExternalStream(torch.cuda.current_stream().cuda_stream):
+            function(grid, (BLOCK,), tuple(arguments))
 
 
 def _pointer(x: Tensor | None) -> np.uint64:
@@ -73,7 +73,7 @@ class _Grid:
     ) -> None:
         self.like, self.columns = like, B * D * H
         wanted = _multiprocessors(like.device) * COLUMNS_PER_SM // max(self.columns, 1)
-        chunk = max(LEAST_CHUNK, -(-T // max(wanted, 1)))
+        chunk = max(LEAST_CHUNK, -(-T // min(max(wanted, 1), MOST_CHUNKS)))
         self.chunks = max(-(-T // chunk), 1)
         self.blocks = -(-self.columns // BLOCK)
         self.lengths = lengths

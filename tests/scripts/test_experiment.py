@@ -1,0 +1,96 @@
+import json
+import subprocess
+from pathlib import Path
+
+import experiment
+import pytest
+import records
+
+META = {"name": "imdb", "official": False, "note": "tiny", "fingerprint": "0"}
+
+
+class Commands:
+    """Stands for `allennlp`: notes what is called, and leaves the files that it would leave."""
+
+    def __init__(self) -> None:
+        self.called: list[list[str]] = []
+        self.dies_at = ""
+
+    def __call__(self, *arguments: object) -> None:
+        called = list(map(str, arguments))
+        self.called.append(called)
+        if called[0] == "train":
+            directory = Path(called[called.index("-s") + 1])
+            directory.mkdir(parents=True, exist_ok=True)
+            overrides = json.loads(called[called.index("-o") + 1])
+            config = {"train_data_path": "data/imdb/train.jsonl", **overrides}
+            (directory / "config.json").write_text(json.dumps(config))
+            self.die("train", called)
+            history = [
+                {"epoch": e, "seconds": 2.5, "validation_accuracy": 0.8, "peak_memory_MB": 1}
+                for e in range(2)
+            ]
+            run = {"history": history, "data": META, "vectors": None, "parameters": 7}
+            (directory / "run.json").write_text(json.dumps(run))
+            metrics = {"best_validation_accuracy": 0.8, "best_epoch": 1}
+            (directory / "metrics.json").write_text(json.dumps(metrics))
+            (directory / "model.tar.gz").touch()
+        else:
+            Path(called[called.index("--output-file") + 1]).write_text('{"accuracy": 0.75}')
+            self.die("evaluate", called)
+
+    def die(self, command: str, called: list[str]) -> None:
+        if self.dies_at == command:
+            raise subprocess.CalledProcessError(9, called)
+
+
+@pytest.fixture
+def commands(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    fake = Commands()
+    monkeypatch.setattr(experiment, "_allennlp", fake)
+    return fake
+
+
+def run(**options):
+    return experiment.run("imdb", Path("configs/imdb.jsonnet"), "k2", seed=3, **options)
+
+
+def test_a_run_ends_in_a_record(commands):
+    path = run(overrides={"trainer.num_epochs": 2}, note="short")
+    assert path == records.RESULTS / "imdb-k2-seed3.json"
+    [record] = records.load(records.RESULTS).values()
+    assert record["metrics"] == {
+        "dev_accuracy": 0.8, "test_accuracy": 0.75, "best_epoch": 1, "parameters": 7
+    }  # fmt: skip
+    assert record["data"]["official"] is False and record["note"] == "short"
+    assert record["wall_seconds"] == 5.0
+    assert record["history"][0] == {"epoch": 0, "seconds": 2.5, "validation_accuracy": 0.8}
+    train, evaluate = commands.called
+    seeds = {"random_seed": 3, "numpy_seed": 3, "pytorch_seed": 3, "trainer.num_epochs": 2}
+    assert json.loads(train[train.index("-o") + 1]) == seeds
+    assert evaluate[2] == "data/imdb/test.jsonl"
+
+
+def test_a_finished_run_is_not_repeated(commands):
+    assert run() == run()
+    assert len(commands.called) == 2
+
+
+def test_an_interrupted_training_is_recovered(commands):
+    commands.dies_at = "train"
+    with pytest.raises(subprocess.CalledProcessError):
+        run()
+    commands.dies_at = ""
+    run()
+    assert ["--recover" in call for call in commands.called] == [False, True, False]
+
+
+def test_an_interrupted_evaluation_is_repeated_and_the_training_is_not(commands):
+    commands.dies_at = "evaluate"
+    with pytest.raises(subprocess.CalledProcessError):
+        run()
+    assert not records.RESULTS.exists()
+    commands.dies_at = ""
+    run()
+    assert [call[0] for call in commands.called] == ["train", "evaluate", "evaluate"]
