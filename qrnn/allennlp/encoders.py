@@ -127,7 +127,7 @@ class QRNNSeq2VecEncoder(_Encoder, Seq2VecEncoder):
         is padding only gives zeros.
     """
 
-    def __init__(self, heads: Optional[List[str]] = None, **options: Any) -> None:
+    def __init__(self, *, heads: Optional[List[str]] = None, **options: Any) -> None:
         heads = ["last"] if heads is None else heads
         if not heads or not set(heads) <= set(HEADS):
             raise ConfigurationError(
