@@ -138,8 +138,13 @@ class QRNNLayer(nn.Module):
         taps = [padded[j : j + steps] for j in range(self.kernel_size)]
         return torch.cat(taps[::-1] if reverse else taps, -1)
 
-    def _gates(self, x: Tensor, window: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The convolution (T, B, D * G * H), and the padded input of the forward direction."""
+    def convolve(self, x: Tensor, window: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The pre-activations of x (T, B, I), to be pooled.
+
+        window: the k - 1 inputs before x, (k - 1, B, I); zeros when None. Not checked.
+        Returns the gates (T, B, D * G * H), and the padded input of the forward direction, of
+        which with masked windows the last k - 1 rows are the window for what comes after x.
+        """
         steps, k = len(x), self.kernel_size
         if k == 1:
             return F.linear(x, self.weight, self.bias), x
@@ -197,7 +202,7 @@ class QRNNLayer(nn.Module):
             # not read by the scan, but by windows that look ahead and by the weight's gradient
             x = x.masked_fill(padding[:, :, None], 0)
         window = state.window[0].to(x.dtype) if isinstance(state, QRNNState) else None
-        gates, padded = self._gates(x, window)
+        gates, padded = self.convolve(x, window)
         h0, c0 = (None, None) if state is None else (s.to(gates.dtype) for s in state[:2])
         output, c_n = pool(
             self.pooling,
