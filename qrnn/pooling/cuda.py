@@ -5,9 +5,9 @@ thread and while a CUDA graph is captured, and nothing waits for the GPU.
 """
 
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import cupy
 import numpy as np
@@ -24,6 +24,7 @@ TYPES = {
 }
 OLDEST_CUPY = 13
 POOLS = ("pool_summarise", "pool_forward", "pool_backward_summarise", "pool_backward")
+SCANS = ("carry", "recurrence_summarise", "recurrence")
 BLOCK = 64  # threads; small, so that few columns still reach many multiprocessors
 COLUMNS_PER_SM = 512  # with this many, one multiprocessor has enough loads in flight
 LEAST_CHUNK = 64  # steps
@@ -42,11 +43,16 @@ if int(cupy.__version__.split(".")[0]) < OLDEST_CUPY:
 
 
 @cache
-def _module(name: str) -> Any:
-    kernels = [f"{pool}<{name}, {G}>" for pool in POOLS for G in GATES.values()]
-    kernels += [f"{k}<{name}>" for k in ("carry", "recurrence_summarise", "recurrence")]
+def _module(template: str) -> Any:
+    """The kernels of one choice of template arguments: no more is compiled than is used."""
+    kernels = [f"{name}<{template}>" for name in (POOLS if "," in template else SCANS)]
     source = Path(__file__).with_name("pooling.cu").read_text(encoding="utf-8")
     return cupy.RawModule(code=source, options=("--std=c++17",), name_expressions=kernels)
+
+
+@cache
+def _function(kernel: str, template: str) -> Any:
+    return _module(template).get_function(f"{kernel}<{template}>")
 
 
 @cache
@@ -54,11 +60,23 @@ def _multiprocessors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
-def _launch(kernel: str, like: Tensor, grid: tuple[int, int], arguments: Sequence[Any]) -> None:
+class _Stream(NamedTuple):
+    """A stream as CuPy's launch takes it; making it the current one would cost more."""
+
+    ptr: int
+
+
+def _launch(
+    kernel: str, template: str, like: Tensor, grid: tuple[int, int], arguments: Sequence[Any]
+) -> None:
     with torch.cuda.device(like.device):
-        function = _module(TYPES[like.dtype]).get_function(kernel)
-        with cupy.cuda.ExternalStream(torch.cuda.current_stream().cuda_stream):
-            function(grid, (BLOCK,), tuple(arguments))
+        stream = _Stream(torch.cuda.current_stream().cuda_stream)
+        _function(kernel, template)(grid, (BLOCK,), arguments, stream=stream)
+
+
+@lru_cache(maxsize=1024)  # NumPy takes longer to make these than the GPU for a short scan
+def _struct(dtype: np.dtype[Any], *fields: Any) -> Any:
+    return np.array([fields], dtype=dtype)
 
 
 def _pointer(x: Tensor | None) -> np.uint64:
@@ -77,35 +95,42 @@ class _Grid:
         self.chunks = max(-(-T // chunk), 1)
         self.blocks = -(-self.columns // BLOCK)
         self.lengths = lengths
-        fields = (T, B, D, H, chunk, 0 if lengths is None else lengths.data_ptr(), reverse)
-        self.shape = np.array([fields], dtype=SHAPE)
+        start = 0 if lengths is None else lengths.data_ptr()
+        self.shape = _struct(SHAPE, T, B, D, H, chunk, start, reverse)
 
-    def run(self, kernel: str, *arguments: Any) -> None:
+    def run(self, kernel: str, template: str, *arguments: Any) -> None:
         """Launches `kernel` on all columns and chunks."""
         pointers = [_pointer(a) if a is None or isinstance(a, Tensor) else a for a in arguments]
         if self.blocks:
-            _launch(kernel, self.like, (self.blocks, self.chunks), [self.shape, *pointers])
+            grid = (self.blocks, self.chunks)
+            _launch(kernel, template, self.like, grid, [self.shape, *pointers])
 
-    def states(self, kernel: str, *arguments: Any, start: Tensor | None, backward: bool) -> Any:
+    def states(
+        self, kernel: str, template: str, *arguments: Any, start: Tensor | None, backward: bool
+    ) -> Tensor | None:
         """The state at which each chunk starts, from `kernel` and `carry`; None for one chunk."""
         if self.chunks == 1:
             return None
         wide = torch.float64 if self.like.dtype == torch.float64 else torch.float32
         summary = self.like.new_empty((2, self.chunks, self.columns), dtype=wide)
-        self.run(kernel, *arguments, summary)
+        self.run(kernel, template, *arguments, summary)
         pointers = [np.int64(self.chunks), _pointer(start), _pointer(summary), np.int32(backward)]
-        name = f"carry<{TYPES[self.like.dtype]}>"
         if self.blocks:
-            _launch(name, self.like, (self.blocks, 1), [self.shape, *pointers])
+            scan = TYPES[self.like.dtype]
+            _launch("carry", scan, self.like, (self.blocks, 1), [self.shape, *pointers])
         return summary[1]
 
 
-def _zoneout(seed: Tensor | None, zoneout: float) -> Any:
-    """As in pooling.cu; a tensor `seed` has to outlive the launch."""
-    drawn = seed is not None
+def _options(
+    gates: Tensor, pooling: str, direction: str, seed: Tensor | None, zoneout: float
+) -> tuple[int, int, str, Any]:
+    """D, H, the template arguments and the Zoneout; a tensor `seed` has to outlive the launch."""
+    D, G, drawn = DIRECTIONS[direction], GATES[pooling], seed is not None
+    template = f"{TYPES[gates.dtype]}, {G}, {str(drawn).lower()}"
     threshold = int(np.ceil(zoneout * (1 << 24)))
-    fields = (_pointer(seed), threshold, 1.0 if drawn else 1 - zoneout)
-    return np.array([fields], dtype=ZONEOUT)
+    start = 0 if seed is None else seed.data_ptr()
+    drop = _struct(ZONEOUT, start, threshold, 1.0 if drawn else 1 - zoneout)
+    return D, gates.shape[2] // (D * G), template, drop
 
 
 def pool(
@@ -119,20 +144,17 @@ def pool(
     keep_cells: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See `operator.pool`."""
-    T, B, N = gates.shape
-    D, G = DIRECTIONS[direction], GATES[pooling]
-    H = N // (D * G)
+    T, B, _ = gates.shape
+    D, H, template, drop = _options(gates, pooling, direction, seed, zoneout)
     gates = gates.contiguous()
     c0 = None if c0 is None else c0.contiguous()
     grid = _Grid(gates, T, B, D, H, lengths, direction == "reverse")
-    drop = _zoneout(seed, zoneout)
-    kernel = f"<{TYPES[gates.dtype]}, {G}>"
-    states = grid.states(f"pool_summarise{kernel}", drop, gates, start=c0, backward=False)
+    states = grid.states("pool_summarise", template, drop, gates, start=c0, backward=False)
     h, c_n = gates.new_empty(T, B, D * H), gates.new_empty(D, B, H)
     kept = keep_cells and pooling != "f"
     cells = gates.new_empty((T, B, D * H) if kept else (0,))
     stored = cells if kept else None
-    grid.run(f"pool_forward{kernel}", drop, gates, c0, states, h, stored, c_n)
+    grid.run("pool_forward", template, drop, gates, c0, states, h, stored, c_n)
     return h, cells, c_n
 
 
@@ -149,20 +171,17 @@ def pool_backward(
     zoneout: float,
 ) -> tuple[Tensor, Tensor]:
     """See `operator.pool_backward`."""
-    T, B, N = gates.shape
-    D, G = DIRECTIONS[direction], GATES[pooling]
-    H = N // (D * G)
+    T, B, _ = gates.shape
+    D, H, template, drop = _options(gates, pooling, direction, seed, zoneout)
     grad_h, grad_c_n, gates, cells = (v.contiguous() for v in (grad_h, grad_c_n, gates, cells))
     c0 = None if c0 is None else c0.contiguous()
     grid = _Grid(gates, T, B, D, H, lengths, direction == "reverse")
-    drop = _zoneout(seed, zoneout)
-    kernel = f"<{TYPES[gates.dtype]}, {G}>"
     states = grid.states(
-        f"pool_backward_summarise{kernel}", drop, gates, grad_h, start=grad_c_n, backward=True
+        "pool_backward_summarise", template, drop, gates, grad_h, start=grad_c_n, backward=True
     )
     grad_gates, grad_c0 = torch.empty_like(gates), gates.new_empty(D, B, H)
     grid.run(
-        f"pool_backward{kernel}",
+        "pool_backward", template,
         drop, gates, c0, cells, grad_h, grad_c_n, states, grad_gates, grad_c0,
     )  # fmt: skip
     return grad_gates, grad_c0
@@ -173,8 +192,8 @@ def linear_recurrence(f: Tensor, x: Tensor, h0: Tensor, reverse: bool) -> Tensor
     T, B, H = f.shape
     f, x, h0 = f.contiguous(), x.contiguous(), h0.contiguous()
     grid = _Grid(f, T, B, 1, H, None, reverse)
-    kernel = f"<{TYPES[f.dtype]}>"
-    states = grid.states(f"recurrence_summarise{kernel}", f, x, start=h0, backward=False)
+    template = TYPES[f.dtype]
+    states = grid.states("recurrence_summarise", template, f, x, start=h0, backward=False)
     h = torch.empty_like(f)
-    grid.run(f"recurrence{kernel}", f, x, h0, states, h)
+    grid.run("recurrence", template, f, x, h0, states, h)
     return h

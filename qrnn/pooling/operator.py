@@ -63,7 +63,9 @@ def pool(
         h (T, B, D * H); cells (T, B, D * H), or empty when not kept and for "f", whose cells
         are h; c_n (D, B, H), the cells after the last valid step.
     """
-    return torch.ops.qrnn.pool(gates, c0, lengths, seed, pooling, direction, zoneout, keep_cells)
+    return torch.ops.qrnn.pool.default(
+        gates, c0, lengths, seed, pooling, direction, zoneout, keep_cells
+    )
 
 
 @cache
@@ -149,7 +151,7 @@ def _pool_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -
 
 def _pool_gradient(ctx: Any, grad_h: Tensor, _: Tensor, grad_c_n: Tensor) -> tuple[Any, ...]:
     gates, c0, lengths, seed, cells = ctx.saved_tensors
-    grad_gates, grad_c0 = torch.ops.qrnn.pool_backward(
+    grad_gates, grad_c0 = torch.ops.qrnn.pool_backward.default(
         grad_h, grad_c_n, gates, c0, lengths, seed, cells, *ctx.options
     )
     return grad_gates, None if c0 is None else grad_c0, None, None, None, None, None, None
@@ -198,7 +200,9 @@ def _linear_recurrence_gradient(ctx: Any, grad_h: Tensor) -> tuple[Any, ...]:
     # the gradient runs against the scan, and meets at step t the factor that h_t met next
     zero = torch.zeros_like(f[:1])
     after = torch.cat([zero, f[:-1]] if ctx.reverse else [f[1:], zero])
-    grad_x = torch.ops.qrnn.linear_recurrence(after, grad_h, torch.zeros_like(h0), not ctx.reverse)
+    grad_x = torch.ops.qrnn.linear_recurrence.default(
+        after, grad_h, torch.zeros_like(h0), not ctx.reverse
+    )
     before = torch.cat([h[1:], h0[None]] if ctx.reverse else [h0[None], h[:-1]])
     first = -1 if ctx.reverse else 0
     return grad_x * before, grad_x, f[first] * grad_x[first], None

@@ -3,7 +3,8 @@
 //
 // A thread owns one channel of one sequence in one direction, a "column", and walks its steps. Its
 // neighbours own the neighbouring channels, so that every access of a warp is one contiguous row.
-// UNROLL steps are loaded before any is used, to keep that many loads in flight.
+// UNROLL steps are loaded before any is used, to keep that many loads in flight. Addresses are not
+// computed but advanced: 64-bit products at every access would cost more than the arithmetic.
 //
 // Where columns are too few to fill the GPU, time is cut into chunks: `summarise` finds what a chunk
 // does to the state (c -> factor * c + addend), `carry` runs over the chunks, and the main kernel
@@ -42,18 +43,27 @@ __device__ inline void store(float* p, float x) { *p = x; }
 __device__ inline void store(double* p, double x) { *p = x; }
 __device__ inline void store(half16* p, float x) { p->bits = float_to_half(x); }
 __device__ inline void store(bfloat16* p, float x) {
+#if __CUDA_ARCH__ >= 800
+  asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(p->bits) : "f"(x));
+#else
   unsigned bits = float_bits(x);
   bool nan = (bits & 0x7fffffffu) > 0x7f800000u;
   p->bits = nan ? 0x7fc0 : (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;  // to nearest, ties to even
+#endif
 }
 
 template <typename T> struct wide { typedef float type; };
 template <> struct wide<double> { typedef double type; };
 
-__device__ inline float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
-__device__ inline double sigmoid(double x) { return 1.0 / (1.0 + exp(-x)); }
-__device__ inline float hyperbolic(float x) { return tanhf(x); }
-__device__ inline double hyperbolic(double x) { return tanh(x); }
+// Of the type that is stored: 16 bits need no more than the fast exponential.
+template <typename T> __device__ inline float sigmoid(float x) {
+  return __fdividef(1.0f, 1.0f + (sizeof(T) == 2 ? __expf(-x) : expf(-x)));
+}
+template <typename T> __device__ inline double sigmoid(double x) { return 1.0 / (1.0 + exp(-x)); }
+template <typename T> __device__ inline float hyperbolic(float x) {
+  return sizeof(T) == 2 ? 1.0f - __fdividef(2.0f, 1.0f + __expf(2.0f * x)) : tanhf(x);
+}
+template <typename T> __device__ inline double hyperbolic(double x) { return tanh(x); }
 
 // Whether entry n of reference.uniform(seed) is below the rate, both as 24-bit integers.
 __device__ inline bool dropped(u64 seed, u64 n, u64 threshold) {
@@ -73,43 +83,55 @@ struct Shape {
 };
 
 struct Zoneout {
-  const i64* seed;  // null: not drawn
+  const i64* seed;  // read only by kernels that are DRAWN
   u64 threshold;    // of 2^24
   double keep;      // factor of the update gate when not drawn
 };
 
+// 64-bit division is slow, and rarely needed.
+__device__ inline i64 divide(i64 a, i64 b) {
+  return (a | b) >> 32 ? a / b : (i64)((unsigned)a / (unsigned)b);
+}
+
 struct Column {
-  i64 n, b, d, h, length, row0, stride;
+  i64 n, b, d, h, length, row0, stride, columns;
   bool backwards;
 
   __device__ Column(const Shape& s) {
     n = (i64)blockIdx.x * blockDim.x + threadIdx.x;
-    h = n % s.H;
-    d = n / s.H % s.D;
-    b = n / s.H / s.D;
+    row0 = divide(n, s.H);  // b * D + d
+    h = n - row0 * s.H;
+    b = s.D == 1 ? row0 : row0 >> 1;
+    d = row0 - b * s.D;
     backwards = s.reverse || d == 1;
-    row0 = b * s.D + d;
     stride = s.B * s.D;
+    columns = stride * s.H;
     length = s.T;
-    if (s.lengths && exists(s)) {
+    if (s.lengths && exists()) {
       length = s.lengths[b];
       length = length < 0 ? 0 : length > s.T ? s.T : length;
     }
   }
-  __device__ bool exists(const Shape& s) const { return n < s.B * s.D * s.H; }
-  // the row of (T, B, D) that holds the column's step `s`, counted in its own direction
-  __device__ i64 row(i64 s) const { return (backwards ? length - 1 - s : s) * stride + row0; }
-  __device__ i64 padding(i64 t) const { return t * stride + row0; }
+  __device__ bool exists() const { return n < columns; }
+  // where in (T, B, D, H) the column's step `s` is, counted in its own direction; one step on; and
+  // where an element of (T, B, D, H) has its first gate in (T, B, D, G, H)
+  __device__ i64 place(i64 s) const {
+    return (backwards ? length - 1 - s : s) * columns + n;
+  }
+  __device__ i64 step() const { return backwards ? -columns : columns; }
+  __device__ i64 gates(i64 place, int G) const { return (place - h) * G + h; }
   __device__ i64 state(const Shape& s) const { return (d * s.B + b) * s.H + h; }
 };
 
 // Steps begin..end of this block's chunk, those of the column's own length only.
 struct Chunk {
-  i64 begin, end, padding_end;
+  i64 begin, end, steps, padding_begin, padding_end;
   __device__ Chunk(const Shape& s, const Column& column) {
     begin = (i64)blockIdx.y * s.chunk;
     padding_end = begin + s.chunk < s.T ? begin + s.chunk : s.T;
     end = padding_end < column.length ? padding_end : column.length;
+    steps = end > begin ? end - begin : 0;
+    padding_begin = begin > column.length ? begin : column.length;
   }
   // the chunk after which the column is done; the first one when it has no steps at all
   __device__ bool last(const Column& column) const {
@@ -117,55 +139,75 @@ struct Chunk {
   }
 };
 
-// ---- one step
+// ---- one step; DRAWN: zoneout is drawn at random
 
-template <typename A, int G> struct Gates {
+template <typename T, int G, bool DRAWN> struct Gates {
+  typedef typename wide<T>::type A;
   A pre[G];
   A z, f, alive, update, o, i;
 
-  template <typename T> __device__ void read(const T* gates, const Shape& s, i64 row, i64 h) {
-    const T* p = gates + row * G * s.H + h;
-    for (int g = 0; g < G; ++g) pre[g] = load(p + g * s.H);
+  __device__ void read(const T* gates, i64 H) {
+    for (int g = 0; g < G; ++g) pre[g] = load(gates + g * H);
   }
-  __device__ void activate(const Zoneout& zoneout, u64 seed, u64 element) {
-    z = hyperbolic(pre[0]);
-    f = sigmoid(pre[1]);
-    alive = (A)zoneout.keep;
-    if (zoneout.seed) alive = dropped(seed, element, zoneout.threshold) ? A(0) : A(1);
+  __device__ void activate(const Zoneout& zoneout, u64 seed, i64 place) {
+    z = hyperbolic<T>(pre[0]);
+    f = sigmoid<T>(pre[1]);
+    if (DRAWN)
+      alive = dropped(seed, (u64)place, zoneout.threshold) ? A(0) : A(1);
+    else
+      alive = (A)zoneout.keep;
     update = alive * (A(1) - f);
-    if (G > 2) o = sigmoid(pre[G > 2 ? 2 : 0]);
-    i = G > 3 ? sigmoid(pre[G > 3 ? 3 : 0]) : update;
+    if (G > 2) o = sigmoid<T>(pre[G > 2 ? 2 : 0]);
+    i = G > 3 ? sigmoid<T>(pre[G > 3 ? 3 : 0]) : update;
   }
 };
 
 const int UNROLL = 8;
 
+struct All {  // the number of steps in a whole block, known when compiling
+  __device__ constexpr operator int() const { return UNROLL; }
+};
+
+// Calls block(All()) for every UNROLL of `steps`, and block(rest) for what is left.
+template <typename Block> __device__ inline void in_blocks(i64 steps, Block block) {
+#pragma unroll 1
+  for (; steps >= UNROLL; steps -= UNROLL) block(All());
+  if (steps) block((int)steps);
+}
+
 // ---- forward
 
 // What each chunk does to a state, (2, chunks, columns): its factor and its addend.
-template <typename T, int G>
+template <typename T, int G, bool DRAWN>
 __global__ void pool_summarise(Shape shape, Zoneout zoneout, const T* gates,
                                typename wide<T>::type* summary) {
   typedef typename wide<T>::type A;
   Column column(shape);
-  if (!column.exists(shape)) return;
+  if (!column.exists()) return;
   Chunk chunk(shape, column);
-  u64 seed = zoneout.seed ? (u64)*zoneout.seed : 0;
+  u64 seed = DRAWN ? (u64)*zoneout.seed : 0;
+  i64 place = column.place(chunk.begin), step = column.step();
+  if (chunk.steps) gates += column.gates(place, G);
   A factor = 1, addend = 0;
-  Gates<A, G> gate[UNROLL];
-  for (i64 s0 = chunk.begin; s0 < chunk.end; s0 += UNROLL) {
+  in_blocks(chunk.steps, [&](auto count) {
+    Gates<T, G, DRAWN> gate[UNROLL];
     for (int u = 0; u < UNROLL; ++u)
-      if (s0 + u < chunk.end) gate[u].read(gates, shape, column.row(s0 + u), column.h);
-    for (int u = 0; u < UNROLL; ++u)
-      if (s0 + u < chunk.end) {
-        gate[u].activate(zoneout, seed, (u64)(column.row(s0 + u) * shape.H + column.h));
-        factor *= A(1) - gate[u].update;
-        addend = (A(1) - gate[u].update) * addend + gate[u].i * gate[u].z;
+      if (u < count) {
+        gate[u].read(gates, shape.H);
+        gates += step * G;
       }
-  }
-  i64 columns = shape.B * shape.D * shape.H, chunks = gridDim.y;
-  summary[blockIdx.y * columns + column.n] = factor;
-  summary[(chunks + blockIdx.y) * columns + column.n] = addend;
+    for (int u = 0; u < UNROLL; ++u)
+      if (u < count) {
+        gate[u].activate(zoneout, seed, place);
+        A keep = A(1) - gate[u].update;
+        factor *= keep;
+        addend = keep * addend + gate[u].i * gate[u].z;
+        place += step;
+      }
+  });
+  i64 at = blockIdx.y * column.columns + column.n;
+  summary[at] = factor;
+  summary[gridDim.y * column.columns + at] = addend;
 }
 
 // Turns addends into the state at the start of each chunk (forward: from the first to the last).
@@ -174,43 +216,59 @@ __global__ void carry(Shape shape, i64 chunks, const T* start, typename wide<T>:
                       int from_last) {
   typedef typename wide<T>::type A;
   Column column(shape);
-  if (!column.exists(shape)) return;
-  i64 columns = shape.B * shape.D * shape.H;
+  if (!column.exists()) return;
   A state = start ? load(start + column.state(shape)) : A(0);
-  for (i64 k = 0; k < chunks; ++k) {
-    i64 at = (from_last ? chunks - 1 - k : k) * columns + column.n;
-    A factor = summary[at], addend = summary[chunks * columns + at];
-    summary[chunks * columns + at] = state;
-    state = factor * state + addend;
-  }
+  i64 step = from_last ? -column.columns : column.columns;
+  A* factors = summary + (from_last ? chunks - 1 : 0) * column.columns + column.n;
+  A* addends = factors + chunks * column.columns;
+  in_blocks(chunks, [&](auto count) {
+    A factor[UNROLL], addend[UNROLL];
+    for (int u = 0; u < UNROLL; ++u)
+      if (u < count) {
+        factor[u] = factors[u * step];
+        addend[u] = addends[u * step];
+      }
+    for (int u = 0; u < UNROLL; ++u)
+      if (u < count) {
+        addends[u * step] = state;
+        state = factor[u] * state + addend[u];
+      }
+    factors += UNROLL * step;
+    addends += UNROLL * step;
+  });
 }
 
 // `states` are the chunks' first cells as `carry` leaves them, or null for one chunk from c0.
-template <typename T, int G>
+template <typename T, int G, bool DRAWN>
 __global__ void pool_forward(Shape shape, Zoneout zoneout, const T* gates, const T* c0,
                              const typename wide<T>::type* states, T* h, T* cells, T* c_n) {
   typedef typename wide<T>::type A;
   Column column(shape);
-  if (!column.exists(shape)) return;
+  if (!column.exists()) return;
   Chunk chunk(shape, column);
-  u64 seed = zoneout.seed ? (u64)*zoneout.seed : 0;
-  A c = states ? states[blockIdx.y * shape.B * shape.D * shape.H + column.n]
+  u64 seed = DRAWN ? (u64)*zoneout.seed : 0;
+  A c = states ? states[blockIdx.y * column.columns + column.n]
                : c0 ? load(c0 + column.state(shape)) : A(0);
-  Gates<A, G> gate[UNROLL];
-  for (i64 s0 = chunk.begin; s0 < chunk.end; s0 += UNROLL) {
+  i64 place = column.place(chunk.begin), step = column.step();
+  if (chunk.steps) gates += column.gates(place, G);
+  in_blocks(chunk.steps, [&](auto count) {
+    Gates<T, G, DRAWN> gate[UNROLL];
     for (int u = 0; u < UNROLL; ++u)
-      if (s0 + u < chunk.end) gate[u].read(gates, shape, column.row(s0 + u), column.h);
+      if (u < count) {
+        gate[u].read(gates, shape.H);
+        gates += step * G;
+      }
     for (int u = 0; u < UNROLL; ++u)
-      if (s0 + u < chunk.end) {
-        i64 place = column.row(s0 + u) * shape.H + column.h;
-        gate[u].activate(zoneout, seed, (u64)place);
+      if (u < count) {
+        gate[u].activate(zoneout, seed, place);
         c = (A(1) - gate[u].update) * c + gate[u].i * gate[u].z;
         if (cells) store(cells + place, c);
         store(h + place, G > 2 ? gate[u].o * c : c);
+        place += step;
       }
-  }
-  for (i64 t = chunk.begin > column.length ? chunk.begin : column.length; t < chunk.padding_end; ++t) {
-    i64 place = column.padding(t) * shape.H + column.h;
+  });
+  for (i64 t = chunk.padding_begin; t < chunk.padding_end; ++t) {
+    place = t * column.columns + column.n;
     store(h + place, A(0));
     if (cells) store(cells + place, A(0));
   }
@@ -219,77 +277,100 @@ __global__ void pool_forward(Shape shape, Zoneout zoneout, const T* gates, const
 
 // ---- backward: the gradient at the cells, g_s = o_s grad_h_s + (1 - update_(s+1)) g_(s+1)
 
-template <typename T, int G>
+template <typename T, int G, bool DRAWN>
 __global__ void pool_backward_summarise(Shape shape, Zoneout zoneout, const T* gates,
                                         const T* grad_h, typename wide<T>::type* summary) {
   typedef typename wide<T>::type A;
   Column column(shape);
-  if (!column.exists(shape)) return;
+  if (!column.exists()) return;
   Chunk chunk(shape, column);
-  u64 seed = zoneout.seed ? (u64)*zoneout.seed : 0;
+  u64 seed = DRAWN ? (u64)*zoneout.seed : 0;
+  i64 place = column.place(chunk.end - 1), step = -column.step();
+  if (chunk.steps) {
+    gates += column.gates(place, G);
+    grad_h += place;
+  }
   A factor = 1, addend = 0;
-  Gates<A, G> gate[UNROLL];
-  A grad[UNROLL];
-  for (i64 s0 = chunk.end - 1; s0 >= chunk.begin; s0 -= UNROLL) {
+  in_blocks(chunk.steps, [&](auto count) {
+    Gates<T, G, DRAWN> gate[UNROLL];
+    A grad[UNROLL];
     for (int u = 0; u < UNROLL; ++u)
-      if (s0 - u >= chunk.begin) {
-        i64 row = column.row(s0 - u);
-        gate[u].read(gates, shape, row, column.h);
-        grad[u] = load(grad_h + row * shape.H + column.h);
+      if (u < count) {
+        gate[u].read(gates, shape.H);
+        grad[u] = load(grad_h);
+        gates += step * G;
+        grad_h += step;
       }
     for (int u = 0; u < UNROLL; ++u)
-      if (s0 - u >= chunk.begin) {
-        gate[u].activate(zoneout, seed, (u64)(column.row(s0 - u) * shape.H + column.h));
+      if (u < count) {
+        gate[u].activate(zoneout, seed, place);
         A keep = A(1) - gate[u].update;
         factor *= keep;
         addend = keep * (addend + (G > 2 ? gate[u].o * grad[u] : grad[u]));
+        place += step;
       }
-  }
-  i64 columns = shape.B * shape.D * shape.H, chunks = gridDim.y;
-  summary[blockIdx.y * columns + column.n] = factor;
-  summary[(chunks + blockIdx.y) * columns + column.n] = addend;
+  });
+  i64 at = blockIdx.y * column.columns + column.n;
+  summary[at] = factor;
+  summary[gridDim.y * column.columns + at] = addend;
 }
 
-template <typename T, int G>
+template <typename T, int G, bool DRAWN>
 __global__ void pool_backward(Shape shape, Zoneout zoneout, const T* gates, const T* c0,
                               const T* cells, const T* grad_h, const T* grad_c_n,
                               const typename wide<T>::type* states, T* grad_gates, T* grad_c0) {
   typedef typename wide<T>::type A;
   Column column(shape);
-  if (!column.exists(shape)) return;
+  if (!column.exists()) return;
   Chunk chunk(shape, column);
-  u64 seed = zoneout.seed ? (u64)*zoneout.seed : 0;
+  u64 seed = DRAWN ? (u64)*zoneout.seed : 0;
   A first = c0 ? load(c0 + column.state(shape)) : A(0);
-  A g = states ? states[blockIdx.y * shape.B * shape.D * shape.H + column.n]
+  A g = states ? states[blockIdx.y * column.columns + column.n]
                : load(grad_c_n + column.state(shape));
-  Gates<A, G> gate[UNROLL];
-  A grad[UNROLL], c[UNROLL + 1];
-  for (i64 s0 = chunk.end - 1; s0 >= chunk.begin; s0 -= UNROLL) {
-    c[0] = load(cells + column.row(s0) * shape.H + column.h);
+  i64 place = column.place(chunk.end - 1), step = -column.step();
+  i64 before = chunk.end - 1;  // steps before the one at `place`
+  T* out = grad_gates;
+  A c_here = 0;
+  if (chunk.steps) {
+    out += column.gates(place, G);
+    gates += column.gates(place, G);
+    grad_h += place;
+    cells += place;
+    c_here = load(cells);
+  }
+  in_blocks(chunk.steps, [&](auto count) {
+    Gates<T, G, DRAWN> gate[UNROLL];
+    A grad[UNROLL], c[UNROLL];  // the cell before each step
+    int inside = before < UNROLL ? (int)before : UNROLL;
     for (int u = 0; u < UNROLL; ++u)
-      if (s0 - u >= chunk.begin) {
-        i64 row = column.row(s0 - u);
-        gate[u].read(gates, shape, row, column.h);
-        grad[u] = load(grad_h + row * shape.H + column.h);
-        c[u + 1] = s0 - u ? load(cells + column.row(s0 - u - 1) * shape.H + column.h) : first;
+      if (u < count) {
+        gate[u].read(gates, shape.H);
+        grad[u] = load(grad_h);
+        gates += step * G;
+        grad_h += step;
+        cells += step;
+        c[u] = u < inside ? load(cells) : first;
       }
     for (int u = 0; u < UNROLL; ++u)
-      if (s0 - u >= chunk.begin) {
-        i64 row = column.row(s0 - u);
-        gate[u].activate(zoneout, seed, (u64)(row * shape.H + column.h));
-        T* out = grad_gates + row * G * shape.H + column.h;
+      if (u < count) {
+        gate[u].activate(zoneout, seed, place);
         A z = gate[u].z, f = gate[u].f, o = gate[u].o, i = gate[u].i;
         g += G > 2 ? o * grad[u] : grad[u];
         store(out, g * i * (A(1) - z * z));
-        store(out + shape.H, g * (G > 3 ? c[u + 1] : c[u + 1] - z) * gate[u].alive * f * (A(1) - f));
-        if (G > 2) store(out + 2 * shape.H, grad[u] * c[u] * o * (A(1) - o));
+        store(out + shape.H, g * (G > 3 ? c[u] : c[u] - z) * gate[u].alive * f * (A(1) - f));
+        if (G > 2) store(out + 2 * shape.H, grad[u] * c_here * o * (A(1) - o));
         if (G > 3) store(out + 3 * shape.H, g * z * i * (A(1) - i));
         g *= A(1) - gate[u].update;
+        c_here = c[u];
+        out += step * G;
+        place += step;
       }
+    before -= UNROLL;
+  });
+  for (i64 t = chunk.padding_begin; t < chunk.padding_end; ++t) {
+    out = grad_gates + column.gates(t * column.columns + column.n, G);
+    for (int k = 0; k < G; ++k) store(out + k * shape.H, A(0));
   }
-  for (i64 t = chunk.begin > column.length ? chunk.begin : column.length; t < chunk.padding_end; ++t)
-    for (int k = 0; k < G; ++k)
-      store(grad_gates + (column.padding(t) * G + k) * shape.H + column.h, A(0));
   if (chunk.begin == 0) store(grad_c0 + column.state(shape), g);
 }
 
@@ -300,25 +381,32 @@ __global__ void recurrence_summarise(Shape shape, const T* f, const T* x,
                                      typename wide<T>::type* summary) {
   typedef typename wide<T>::type A;
   Column column(shape);
-  if (!column.exists(shape)) return;
+  if (!column.exists()) return;
   Chunk chunk(shape, column);
-  A factor = 1, addend = 0, factors[UNROLL], addends[UNROLL];
-  for (i64 s0 = chunk.begin; s0 < chunk.end; s0 += UNROLL) {
+  i64 place = column.place(chunk.begin), step = column.step();
+  if (chunk.steps) {
+    f += place;
+    x += place;
+  }
+  A factor = 1, addend = 0;
+  in_blocks(chunk.steps, [&](auto count) {
+    A factors[UNROLL], addends[UNROLL];
     for (int u = 0; u < UNROLL; ++u)
-      if (s0 + u < chunk.end) {
-        i64 place = column.row(s0 + u) * shape.H + column.h;
-        factors[u] = load(f + place);
-        addends[u] = load(x + place);
+      if (u < count) {
+        factors[u] = load(f);
+        addends[u] = load(x);
+        f += step;
+        x += step;
       }
     for (int u = 0; u < UNROLL; ++u)
-      if (s0 + u < chunk.end) {
+      if (u < count) {
         factor *= factors[u];
         addend = factors[u] * addend + addends[u];
       }
-  }
-  i64 columns = shape.B * shape.D * shape.H, chunks = gridDim.y;
-  summary[blockIdx.y * columns + column.n] = factor;
-  summary[(chunks + blockIdx.y) * columns + column.n] = addend;
+  });
+  i64 at = blockIdx.y * column.columns + column.n;
+  summary[at] = factor;
+  summary[gridDim.y * column.columns + at] = addend;
 }
 
 template <typename T>
@@ -326,22 +414,30 @@ __global__ void recurrence(Shape shape, const T* f, const T* x, const T* h0,
                            const typename wide<T>::type* states, T* h) {
   typedef typename wide<T>::type A;
   Column column(shape);
-  if (!column.exists(shape)) return;
+  if (!column.exists()) return;
   Chunk chunk(shape, column);
-  A state = states ? states[blockIdx.y * shape.B * shape.D * shape.H + column.n]
+  A state = states ? states[blockIdx.y * column.columns + column.n]
                    : load(h0 + column.state(shape));
-  A factors[UNROLL], addends[UNROLL];
-  for (i64 s0 = chunk.begin; s0 < chunk.end; s0 += UNROLL) {
-    for (int u = 0; u < UNROLL; ++u)
-      if (s0 + u < chunk.end) {
-        i64 place = column.row(s0 + u) * shape.H + column.h;
-        factors[u] = load(f + place);
-        addends[u] = load(x + place);
-      }
-    for (int u = 0; u < UNROLL; ++u)
-      if (s0 + u < chunk.end) {
-        state = factors[u] * state + addends[u];
-        store(h + column.row(s0 + u) * shape.H + column.h, state);
-      }
+  i64 place = column.place(chunk.begin), step = column.step();
+  if (chunk.steps) {
+    f += place;
+    x += place;
+    h += place;
   }
+  in_blocks(chunk.steps, [&](auto count) {
+    A factors[UNROLL], addends[UNROLL];
+    for (int u = 0; u < UNROLL; ++u)
+      if (u < count) {
+        factors[u] = load(f);
+        addends[u] = load(x);
+        f += step;
+        x += step;
+      }
+    for (int u = 0; u < UNROLL; ++u)
+      if (u < count) {
+        state = factors[u] * state + addends[u];
+        store(h, state);
+        h += step;
+      }
+  });
 }

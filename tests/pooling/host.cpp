@@ -21,6 +21,9 @@ static unsigned short float_to_half(float x) {
 static unsigned float_bits(float x) { unsigned b; std::memcpy(&b, &x, 4); return b; }
 static float bits_float(unsigned b) { float x; std::memcpy(&x, &b, 4); return x; }
 
+#define __expf(x) expf(x)
+#define __fdividef(x, y) ((x) / (y))
+
 #include "pooling.cu"
 
 template <typename... P> struct Arguments;
@@ -43,11 +46,12 @@ void run(void (*kernel)(P...), long long gx, long long gy, long long block, void
 
 #define CASE(...) \
   if (!std::strcmp(name, #__VA_ARGS__)) return run(__VA_ARGS__, gx, gy, block, p), 0;
-#define POOL(T, G)                                                  \
-  CASE(pool_summarise<T, G>) CASE(pool_forward<T, G>)               \
-  CASE(pool_backward_summarise<T, G>) CASE(pool_backward<T, G>)
+#define POOL(T, G, DRAWN)                                           \
+  CASE(pool_summarise<T, G, DRAWN>) CASE(pool_forward<T, G, DRAWN>) \
+  CASE(pool_backward_summarise<T, G, DRAWN>) CASE(pool_backward<T, G, DRAWN>)
 #define TYPE(T)                                                     \
-  POOL(T, 2) POOL(T, 3) POOL(T, 4)                                  \
+  POOL(T, 2, false) POOL(T, 3, false) POOL(T, 4, false)             \
+  POOL(T, 2, true) POOL(T, 3, true) POOL(T, 4, true)                \
   CASE(carry<T>) CASE(recurrence_summarise<T>) CASE(recurrence<T>)
 
 // Arguments as pointers to their values, as cuLaunchKernel takes them. 1: no such kernel.

@@ -6,6 +6,7 @@ What only a GPU can show (streams, graphs, races, speed) is not tested here.
 
 import ctypes
 import importlib
+import itertools
 import shutil
 import subprocess
 import sys
@@ -49,7 +50,8 @@ def cuda(library, monkeypatch):
     module = importlib.import_module("qrnn.pooling.cuda")
     module.launched = []
 
-    def launch(kernel, like, grid, arguments):
+    def launch(kernel, template, like, grid, arguments):
+        kernel = f"{kernel}<{template}>"
         module.launched.append((kernel, grid))
         values = [a if isinstance(a, np.ndarray) else np.array([a]) for a in arguments]
         pointers = (ctypes.c_void_p * len(values))(*(v.ctypes.data for v in values))
@@ -137,7 +139,7 @@ def test_inputs_need_not_be_contiguous(cuda):
 def test_many_columns_are_not_cut_into_chunks(cuda):
     gates = torch.randn(70, 256, 3 * 300)
     cuda.pool(gates, None, None, None, "fo", "forward", 0.0, False)
-    assert cuda.launched == [("pool_forward<float, 3>", (1200, 1))]
+    assert cuda.launched == [("pool_forward<float, 3, false>", (1200, 1))]
 
 
 @pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
@@ -153,13 +155,13 @@ def test_compiles_for_the_gpu_without_spilling_registers(tmp_path, architecture)
             f"recurrence_summarise<{T}>": [read, read, f"{wide}*"],
             f"recurrence<{T}>": [*[read] * 3, f"const {wide}*", f"{T}*"],
         }
-        for G in reference.GATES.values():
-            written = [f"{T}*"] * 3
+        for G, drawn in itertools.product(reference.GATES.values(), ("false", "true")):
+            written, arguments = [f"{T}*"] * 3, f"<{T}, {G}, {drawn}>"
             signatures |= {
-                f"pool_summarise<{T}, {G}>": ["Zoneout", read, f"{wide}*"],
-                f"pool_forward<{T}, {G}>": ["Zoneout", read, read, f"const {wide}*", *written],
-                f"pool_backward_summarise<{T}, {G}>": ["Zoneout", read, read, f"{wide}*"],
-                f"pool_backward<{T}, {G}>": [
+                f"pool_summarise{arguments}": ["Zoneout", read, f"{wide}*"],
+                f"pool_forward{arguments}": ["Zoneout", read, read, f"const {wide}*", *written],
+                f"pool_backward_summarise{arguments}": ["Zoneout", read, read, f"{wide}*"],
+                f"pool_backward{arguments}": [
                     *("Zoneout", *[read] * 5, f"const {wide}*"),
                     *written[:2],
                 ],
