@@ -2,7 +2,7 @@
 #   PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make install
 PYTHON ?= python3
 
-.PHONY: help install quick test lint data-imdb bench report lock clean
+.PHONY: help install quick test lint data-imdb data-iwslt bench gpu-check report lock clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -23,8 +23,18 @@ lint: install  ## check style and types
 data-imdb: install  ## download and prepare IMDb, MIRROR=folder or URL prefix with the archive
 	.venv/bin/python scripts/imdb.py $(if $(MIRROR),--mirror "$(MIRROR)")
 
+data-iwslt: install  ## the same for IWSLT 2016 German-English; LOWER=1 lower-cases all of it
+	.venv/bin/python scripts/iwslt.py $(if $(MIRROR),--mirror "$(MIRROR)") $(if $(LOWER),--lower)
+
 bench: install  ## compare the speed with nn.LSTM, into reports/results
 	.venv/bin/python scripts/benchmark.py
+
+# No installation: a GPU machine may have its own torch, and no network.
+gpu-check:  ## on a GPU: all CUDA tests, then the benchmarks; RESULTS=folder for the records
+	@export PYTHONPATH=.; python=$$([ -x .venv/bin/python ] && echo .venv/bin/python || echo $(PYTHON)); \
+	status=0; $$python -m pytest tests/test_gpu.py || status=1; \
+	$$python scripts/benchmark.py --device cuda --results "$(or $(RESULTS),reports/results)" || status=1; \
+	exit $$status
 
 report: install  ## render the tables of README.md and reports/ from reports/results
 	.venv/bin/python scripts/report.py

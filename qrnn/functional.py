@@ -45,6 +45,12 @@ def check_floating(argument: str, value: object) -> None:
         )
 
 
+def autocasts(device: torch.device) -> bool:
+    """Whether torch.autocast is on for this device."""
+    kind = device.type
+    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+
+
 def check_like(
     argument: str, value: object, shape: tuple[int, ...], like: Tensor, cast: bool = False
 ) -> None:
@@ -60,18 +66,20 @@ def check_like(
         raise TypeError(f"{argument}: expected dtype {like.dtype}, got {value.dtype}")
 
 
-def check_lengths(lengths: object, batch: int, steps: int, device: torch.device) -> Tensor:
+def check_lengths(
+    lengths: object, batch: int, steps: int, device: torch.device, argument: str = "lengths"
+) -> Tensor:
     """`lengths` as int64 on `device`; values are looked at only where that costs no GPU sync."""
     if not isinstance(lengths, Tensor):
-        raise TypeError(f"lengths: expected a Tensor, got {type(lengths).__name__}")
+        raise TypeError(f"{argument}: expected a Tensor, got {type(lengths).__name__}")
     if lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool:
-        raise TypeError(f"lengths: expected integers, got {lengths.dtype}")
-    check(lengths.shape == (batch,), "lengths", f"shape {(batch,)}", tuple(lengths.shape))
+        raise TypeError(f"{argument}: expected integers, got {lengths.dtype}")
+    check(lengths.shape == (batch,), argument, f"shape {(batch,)}", tuple(lengths.shape))
     on_cpu = lengths.device.type == "cpu"
-    check(on_cpu or lengths.device == device, "lengths", f"device {device} or cpu", lengths.device)
+    check(on_cpu or lengths.device == device, argument, f"device {device} or cpu", lengths.device)
     if on_cpu and batch and not torch.compiler.is_compiling():
         low, high = int(lengths.min()), int(lengths.max())
-        check(0 <= low and high <= steps, "lengths", f"values from 0 to {steps}", lengths.tolist())
+        check(0 <= low and high <= steps, argument, f"values from 0 to {steps}", lengths.tolist())
     return lengths.to(device, torch.int64)
 
 

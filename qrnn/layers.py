@@ -13,6 +13,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 from qrnn.functional import (
     ZONEOUT_EVAL,
+    autocasts,
     check,
     check_choice,
     check_floating,
@@ -46,7 +47,7 @@ class QRNNState(NamedTuple):
 State = QRNNState | tuple[Tensor, Tensor]
 
 
-def _check_size(argument: str, value: object, least: int = 1) -> None:
+def check_size(argument: str, value: object, least: int = 1) -> None:
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{argument}: expected an int, got {type(value).__name__}")
     check(value >= least, argument, f"at least {least}", value)
@@ -91,9 +92,9 @@ class QRNNLayer(nn.Module):
         dtype: Any = None,
     ) -> None:
         super().__init__()
-        _check_size("input_size", input_size)
-        _check_size("hidden_size", hidden_size)
-        _check_size("kernel_size", kernel_size)
+        check_size("input_size", input_size)
+        check_size("hidden_size", hidden_size)
+        check_size("kernel_size", kernel_size)
         check_choice("pooling", pooling, GATES)
         check_probability("zoneout", zoneout)
         check_choice("zoneout_eval", zoneout_eval, ZONEOUT_EVAL)
@@ -192,7 +193,7 @@ class QRNNLayer(nn.Module):
         self, x: Tensor, state: State | None = None, lengths: Tensor | None = None
     ) -> tuple[Tensor, State]:
         """As `QRNN.forward`, for one layer and an x of (T, B, I)."""
-        _check_input(x, self.weight, self.input_size)
+        check_input(x, self.weight, self.input_size)
         T, B, _ = x.shape
         if state is not None:
             _check_state(state, [self], x)
@@ -227,7 +228,7 @@ class QRNNLayer(nn.Module):
 
 
 def _initial_state(layers: Sequence[QRNNLayer], batch_size: int) -> QRNNState:
-    _check_size("batch_size", batch_size, 0)
+    check_size("batch_size", batch_size, 0)
     for layer in layers:
         layer.check_streaming()
     weight, H = layers[0].weight, layers[0].hidden_size
@@ -236,13 +237,13 @@ def _initial_state(layers: Sequence[QRNNLayer], batch_size: int) -> QRNNState:
     return QRNNState(zeros, zeros.clone(), tuple(window))
 
 
-def _check_input(x: object, weight: Tensor, input_size: int) -> None:
+def check_input(x: object, weight: Tensor, input_size: int) -> None:
     check_floating("input", x)
     assert isinstance(x, Tensor)
     check(x.dim() == 3, "input", "3 dimensions", tuple(x.shape))
     check(x.shape[2] == input_size, "input", f"a last dimension of {input_size}", tuple(x.shape))
     check(x.device == weight.device, "input", f"device {weight.device}", x.device)
-    if x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):
+    if x.dtype != weight.dtype and not autocasts(x.device):
         raise TypeError(f"input: expected dtype {weight.dtype}, got {x.dtype}")
 
 
@@ -266,7 +267,7 @@ def _check_state(state: object, layers: Sequence[QRNNLayer], x: Tensor) -> None:
             shape = (layer.kernel_size - 1, B, layer.input_size)
             named.append((f"state window[{n}]", state.window[n], shape))
     for name, value, shape in named:
-        check_like(name, value, shape, x, cast=torch.is_autocast_enabled(x.device.type))
+        check_like(name, value, shape, x, cast=autocasts(x.device))
 
 
 class QRNN(nn.Module):
@@ -316,12 +317,12 @@ class QRNN(nn.Module):
         dtype: Any = None,
     ) -> None:
         super().__init__()
-        _check_size("num_layers", num_layers)
+        check_size("num_layers", num_layers)
         check_probability("dropout", dropout)
-        _check_size("kernel_size", kernel_size)
+        check_size("kernel_size", kernel_size)
         if first_kernel_size is None:
             first_kernel_size = kernel_size
-        _check_size("first_kernel_size", first_kernel_size)
+        check_size("first_kernel_size", first_kernel_size)
         self.input_size = input_size
         self.hidden_size = hidden_size
         self.num_layers = num_layers
@@ -413,7 +414,7 @@ class QRNN(nn.Module):
         self, x: Tensor, state: State | None, lengths: Tensor | None
     ) -> tuple[Tensor, State]:
         layers = self._layers
-        _check_input(x, layers[0].weight, self.input_size)
+        check_input(x, layers[0].weight, self.input_size)
         if state is not None:
             _check_state(state, layers, x)
         D = layers[0].directions

@@ -1,0 +1,466 @@
+"""What only a GPU can show. `make gpu-check` runs this file there; elsewhere it is skipped.
+
+Errors are measured against float64, and may be at most twice those of the same equations composed
+of PyTorch operations in the same type. New memory holds NaN, so that what a kernel leaves out
+shows.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.library import opcheck
+
+from qrnn import QRNN, QRNNLayer, linear_recurrence
+from qrnn.functional import pool
+from qrnn.pooling import operator, reference
+from qrnn.pooling.reference import DIRECTIONS, GATES
+
+if not torch.cuda.is_available():
+    pytest.skip("no CUDA device", allow_module_level=True)
+pytest.importorskip("cupy", reason="no CuPy: the kernels cannot be compiled")
+
+# cuBLAS is deterministic with this only, and the mode that fills new memory wants it to be
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+DEVICE = "cuda"
+TYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(autouse=True)
+def poison() -> Iterator[None]:
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(autouse=True)
+def true_float32() -> Iterator[None]:
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    yield
+    torch.backends.cudnn.allow_tf32 = before
+
+
+def random(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(shape, device=DEVICE).to(dtype)
+
+
+def composition(
+    gates: Tensor,
+    c0: Tensor | None,
+    lengths: Tensor | None,
+    seed: Tensor | None,
+    pooling: str,
+    direction: str,
+    zoneout: float,
+) -> tuple[Tensor, Tensor]:
+    """qrnn::pool of PyTorch's own operations, each in the type of the gates."""
+    T, B, N = gates.shape
+    D, G = DIRECTIONS[direction], GATES[pooling]
+    blocks = gates.view(T, B, D, G, N // (D * G))
+    z, f = blocks[:, :, :, 0].tanh(), blocks[:, :, :, 1].sigmoid()
+    alive: Any = 1 - zoneout
+    if seed is not None:
+        alive = (reference.uniform(seed, z.numel()).view(z.shape) >= zoneout).to(z.dtype)
+    update = alive * (1 - f)
+    added = z * (blocks[:, :, :, 3].sigmoid() if pooling == "ifo" else update)
+    outputs, last = [], []
+    for d in range(D):
+        backwards = direction == "reverse" or d == 1
+        c = gates.new_zeros(B, N // (D * G)) if c0 is None else c0[d]
+        column = {}
+        for t in range(T - 1, -1, -1) if backwards else range(T):
+            new = (1 - update[t, :, d]) * c + added[t, :, d]
+            valid = torch.ones(B, dtype=torch.bool, device=gates.device)
+            if lengths is not None:
+                valid = t < lengths
+            c = new.where(valid[:, None], c)
+            column[t] = c * valid[:, None]
+        outputs.append(torch.stack([column[t] for t in range(T)]) if T else z[:, :, d])
+        last.append(c)
+    h = torch.stack(outputs, 2)
+    if pooling != "f":
+        h = blocks[:, :, :, 2].sigmoid() * h
+    return h.flatten(2), torch.stack(last)
+
+
+def with_gradients(function: Any, inputs: list[Tensor], grads: list[Tensor]) -> list[Tensor]:
+    inputs = [v.detach().requires_grad_() for v in inputs]
+    outputs = function(*inputs)
+    cast = [g.to(o.dtype) for g, o in zip(grads, outputs, strict=True)]
+    return [*outputs, *torch.autograd.grad(outputs, inputs, cast)]
+
+
+def error(got: Tensor, truth: Tensor) -> float:
+    difference = got.detach().double() - truth.detach()
+    return float(difference.norm() / truth.detach().norm().clamp(min=1e-30))
+
+
+def assert_as_good(ours: list[Tensor], same_type: list[Tensor], truth: list[Tensor]) -> None:
+    for n, (a, b, t) in enumerate(zip(ours, same_type, truth, strict=True)):
+        assert a.shape == t.shape and a.dtype == b.dtype
+        assert not a.isnan().any(), n
+        bound = 1e-13 if a.dtype == torch.float64 else 2 * error(b, t)
+        assert error(a, t) <= bound, (n, error(a, t), error(b, t))
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("pooling", GATES)
+@pytest.mark.parametrize("T", [0, 1, 7, 64, 300])  # 300: in chunks
+def test_the_operator(dtype: torch.dtype, direction: str, pooling: str, T: int) -> None:
+    B, H = 5, 40
+    D, G = DIRECTIONS[direction], GATES[pooling]
+    gates, c0 = 2 * random(T, B, D * G * H, dtype=dtype), random(D, B, H, dtype=dtype)
+    grads = [random(T, B, D * H), random(D, B, H)]
+    lengths = torch.tensor([T, 0, T // 2, min(T, 1), T], device=DEVICE)
+    seed = torch.tensor(2**62 + 12345, device=DEVICE)
+    for case in ((None, None, 0.0), (lengths, seed, 0.4), (lengths, None, 0.3)):
+        options = (*case[:2], pooling, direction, case[2])
+        ours = with_gradients(
+            lambda g, c, o=options: operator.pool(g, c, *o, True)[::2], [gates, c0], grads
+        )
+
+        def composed(g: Tensor, c: Tensor, o: Any = options) -> tuple[Tensor, Tensor]:
+            return composition(g, c, *o)
+
+        same_type, truth = (
+            with_gradients(composed, [gates.to(t), c0.to(t)], grads) for t in (dtype, torch.float64)
+        )
+        assert_as_good(ours, same_type, truth)
+
+
+def test_padding_is_not_read_and_gives_zeros() -> None:
+    T, B, H = 100, 3, 33
+    lengths = torch.tensor([100, 0, 41], device=DEVICE)
+    padding = (torch.arange(T, device=DEVICE)[:, None] >= lengths)[:, :, None]
+    gates = random(T, B, 6 * H).masked_fill(padding, torch.nan).requires_grad_()
+    h, c_n = pool("fo", gates, lengths=lengths, direction="both")
+    (grad,) = torch.autograd.grad(h.sum() + c_n.sum(), gates)
+    for v in (h, grad):
+        assert v.isfinite().all() and not v.masked_select(padding.expand(v.shape)).any()
+
+
+def test_wrong_lengths_on_the_device_reach_no_foreign_memory() -> None:
+    gates, whole = random(9, 2, 12), torch.tensor([9, 0], device=DEVICE)
+    wild = torch.tensor([10**12, -5], device=DEVICE)
+    torch.testing.assert_close(
+        pool("fo", gates, lengths=wild), pool("fo", gates, lengths=whole), rtol=0, atol=0
+    )
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("shape", [(0, 2, 3), (1, 2, 3), (70, 3, 50), (5000, 1, 7)])
+def test_linear_recurrence(dtype: torch.dtype, reverse: bool, shape: tuple[int, ...]) -> None:
+    T = shape[0]
+    inputs = [random(*shape).sigmoid().to(dtype), random(*shape, dtype=dtype)]
+    inputs.append(random(*shape[1:], dtype=dtype))
+    grads = [random(*shape)]
+
+    def loop(f: Tensor, x: Tensor, h: Tensor) -> tuple[Tensor]:
+        out = {}
+        for t in range(T - 1, -1, -1) if reverse else range(T):
+            h = out[t] = f[t] * h + x[t]
+        return (torch.stack([out[t] for t in range(T)]) if T else x + 0 * (f + h),)
+
+    def ours(f: Tensor, x: Tensor, h0: Tensor) -> tuple[Tensor]:
+        return (linear_recurrence(f, x, h0, reverse=reverse),)
+
+    same_type, truth = (
+        with_gradients(loop, [v.to(t) for v in inputs], grads) for t in (dtype, torch.float64)
+    )
+    assert_as_good(with_gradients(ours, inputs, grads), same_type, truth)
+
+
+def test_gradients_of_gradients() -> None:
+    gates = torch.randn(4, 2, 9, dtype=torch.float64, device=DEVICE, requires_grad=True)
+    assert torch.autograd.gradgradcheck(lambda g: pool("fo", g), (gates,))
+
+
+def test_opcheck() -> None:
+    gates, c0 = random(70, 2, 12).requires_grad_(), random(2, 2, 2).requires_grad_()
+    lengths, seed = torch.tensor([70, 3], device=DEVICE), torch.tensor(7, device=DEVICE)
+    arguments = (gates, c0, lengths, seed, "fo", "both", 0.3, True)
+    opcheck(torch.ops.qrnn.pool.default, arguments)
+    f = random(70, 2, 3).sigmoid().requires_grad_()
+    opcheck(torch.ops.qrnn.linear_recurrence.default, (f, f.detach(), f[0].detach(), False))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"kernel_size": 3, "pooling": "ifo", "num_layers": 2},
+        {"bidirectional": True, "dense": True, "num_layers": 3},
+        {"bidirectional": True, "masked": False, "kernel_size": 4, "pooling": "f"},
+        {"first_kernel_size": 6, "zoneout": 0.2, "batch_first": True},
+    ],
+)
+def test_the_module_is_that_of_the_cpu(options: dict[str, Any]) -> None:
+    on_cpu = QRNN(12, 20, dtype=torch.float64, **options).eval()
+    on_gpu = QRNN(12, 20, dtype=torch.float64, device=DEVICE, **options).eval()
+    on_gpu.load_state_dict(on_cpu.state_dict())
+    x = torch.randn(130, 4, 12, dtype=torch.float64)
+    if on_cpu.batch_first:
+        x = x.transpose(0, 1)
+    steps = x.shape[1 if on_cpu.batch_first else 0]
+    lengths = torch.tensor([steps, 1, 77, 128])
+    for own_lengths in (None, lengths):
+        expected, (h, c) = on_cpu(x, lengths=own_lengths)
+        got, (h_gpu, c_gpu) = on_gpu(x.to(DEVICE), lengths=own_lengths)
+        for a, b in ((got, expected), (h_gpu, h), (c_gpu, c)):
+            torch.testing.assert_close(a.cpu(), b, rtol=1e-11, atol=1e-11)
+    expected.sum().backward()
+    got.sum().backward()
+    for a, b in zip(on_gpu.parameters(), on_cpu.parameters(), strict=True):
+        torch.testing.assert_close(a.grad.cpu(), b.grad, rtol=1e-10, atol=1e-10)
+
+
+def test_streaming_equals_one_run() -> None:
+    rnn = QRNN(8, 16, 2, kernel_size=3, device=DEVICE, dtype=torch.float64)
+    x = random(90, 3, 8, dtype=torch.float64)
+    whole, _ = rnn(x, rnn.initial_state(3))
+    state, pieces = rnn.initial_state(3), []
+    for piece in x.split([1, 1, 30, 58]):
+        output, state = rnn(piece, state)
+        pieces.append(output)
+    torch.testing.assert_close(torch.cat(pieces), whole, rtol=1e-12, atol=1e-12)
+
+
+def test_zoneout_keeps_cells_at_its_rate_and_a_seed_fixes_it() -> None:
+    gates = random(2, 64, 2 * 500)
+    torch.cuda.manual_seed(3)
+    h, _ = pool("f", gates, zoneout=0.3, training=True)
+    kept = (h[1] == h[0]).float().mean()
+    assert abs(kept - 0.3) < 0.02
+    torch.cuda.manual_seed(3)
+    again, _ = pool("f", gates, zoneout=0.3, training=True)
+    assert torch.equal(h, again)
+
+
+def test_autocast_reaches_the_kernel_without_casts() -> None:
+    rnn = QRNNLayer(16, 32, device=DEVICE)
+    x = random(20, 4, 16)
+    with torch.autocast(DEVICE, torch.bfloat16), torch.profiler.profile() as profile:
+        output, _ = rnn(x)
+        output.sum().backward()
+    assert output.dtype == torch.bfloat16 and rnn.weight.grad.dtype == torch.float32
+    seen = [event.input_shapes for event in profile.events() if event.name == "qrnn::pool"]
+    assert len(seen) == 1
+    with torch.autocast(DEVICE, torch.bfloat16):
+        gates, _ = rnn.convolve(x)
+    assert gates.dtype == torch.bfloat16
+
+
+class TestStreams:
+    """The kernels must run where torch would: a wrong stream reads what is not there yet."""
+
+    def test_forward_and_backward_on_a_side_stream(self) -> None:
+        rnn = QRNN(16, 32, 2, device=DEVICE)
+        x = random(200, 4, 16)
+        expected, _ = rnn(x)
+        (grad,) = torch.autograd.grad(expected.square().sum(), rnn.layers[0].weight)
+        late = torch.zeros_like(x)
+        torch.cuda.synchronize()
+        stream = torch.cuda.Stream()
+        with torch.cuda.stream(stream):
+            torch.cuda._sleep(50_000_000)
+            late.copy_(x)
+            got, _ = rnn(late)
+            got.register_hook(lambda g: (torch.cuda._sleep(50_000_000), g.clone())[1])
+            (late_grad,) = torch.autograd.grad(got.square().sum(), rnn.layers[0].weight)
+        stream.synchronize()
+        torch.testing.assert_close(got, expected)
+        torch.testing.assert_close(late_grad, grad)
+
+    def test_threads_with_streams_of_their_own(self) -> None:
+        gates = [random(300, 4, 3 * 64) for _ in range(4)]
+        expected = [pool("fo", g)[0] for g in gates]
+        got: dict[int, Tensor] = {}
+        torch.cuda.synchronize()
+
+        def work(n: int) -> None:
+            with torch.cuda.stream(torch.cuda.Stream()):
+                for _ in range(20):
+                    torch.cuda._sleep(100_000)
+                    got[n] = pool("fo", gates[n].clone())[0]
+                torch.cuda.current_stream().synchronize()
+
+        threads = [threading.Thread(target=work, args=(n,)) for n in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        for n in range(4):
+            torch.testing.assert_close(got[n], expected[n], rtol=0, atol=0)
+
+    def test_nothing_waits_for_the_gpu(self) -> None:
+        rnn = QRNN(16, 32, 2, bidirectional=True, zoneout=0.1, device=DEVICE)
+        x, lengths = random(100, 4, 16), torch.tensor([100, 3, 50, 1], device=DEVICE)
+        rnn(x, lengths=lengths)[0].sum().backward()  # compiles
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            rnn(x, lengths=lengths)[0].sum().backward()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    def test_graph_capture_of_a_training_step(self) -> None:
+        rnn = QRNN(16, 32, 2, zoneout=0.2, device=DEVICE)
+        x = random(200, 4, 16)
+
+        def step() -> tuple[Tensor, Tensor]:
+            output, _ = rnn(x)
+            return output, torch.autograd.grad(output.square().sum(), rnn.layers[0].weight)[0]
+
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            step()
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            captured = step()
+        results = []
+        for _ in range(2):
+            graph.replay()
+            results.append([v.clone() for v in captured])
+        assert not torch.equal(results[0][0], results[1][0])  # zoneout is drawn anew
+        rnn.eval()
+        expected = step()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            captured = step()
+        for _ in range(2):
+            graph.replay()
+            torch.testing.assert_close(captured, expected)
+
+
+def test_compile_with_gradients() -> None:
+    rnn = QRNN(16, 32, 2, bidirectional=True, device=DEVICE)
+    compiled = torch.compile(rnn, fullgraph=True)
+    x = random(20, 4, 16)
+    expected, got = rnn(x)[0], compiled(x)[0]
+    torch.testing.assert_close(got, expected)
+    grads = [
+        torch.autograd.grad(v.square().sum(), rnn.layers[0].weight)[0] for v in (got, expected)
+    ]
+    torch.testing.assert_close(*grads)
+
+
+class TestLarge:
+    def test_more_elements_than_32_bits_count(self) -> None:
+        H = 370_000_000
+        needed = 2 * 2 * (3 * H + H) + 2 * H
+        if torch.cuda.mem_get_info()[0] < 2 * needed:
+            pytest.skip("not enough GPU memory")
+        gates = torch.empty(2, 1, 3 * H, dtype=torch.float16, device=DEVICE)
+        assert gates.numel() > 2**31
+        gates.normal_()
+        h, c_n = pool("fo", gates)
+        for part in (slice(0, 1000), slice(H - 1000, H)):
+            own = gates.view(2, 1, 3, H)[..., part].flatten(2)
+            expected, _, c_expected = reference.pool(
+                own, None, None, None, "fo", "forward", 0.0, False
+            )
+            torch.testing.assert_close(h[..., part], expected, rtol=2e-3, atol=2e-3)
+            torch.testing.assert_close(c_n[..., part], c_expected, rtol=2e-3, atol=2e-3)
+
+    def test_a_very_long_sequence_equals_its_pieces(self) -> None:
+        T = 1_000_000
+        gates = random(T, 1, 2 * 3, dtype=torch.float64)
+        whole, c_n = pool("f", gates)
+        c, pieces = None, []
+        for piece in gates.split(300_000):
+            h, c = pool("f", piece, c)
+            pieces.append(h)
+        torch.testing.assert_close(torch.cat(pieces), whole, rtol=1e-11, atol=1e-11)
+        torch.testing.assert_close(c, c_n, rtol=1e-11, atol=1e-11)
+
+
+class TestSeveralDevices:
+    @pytest.fixture(autouse=True)
+    def two(self) -> None:
+        if torch.cuda.device_count() < 2:
+            pytest.skip("one GPU only")
+
+    def test_tensors_decide_on_the_device(self) -> None:
+        gates = random(100, 2, 12)
+        expected = pool("fo", gates)[0]
+        other = gates.to("cuda:1").requires_grad_()
+        got = pool("fo", other)[0]  # while cuda:0 is current
+        got.sum().backward()
+        assert got.device == other.grad.device == torch.device("cuda:1")
+        torch.testing.assert_close(got.cpu(), expected.cpu(), rtol=0, atol=0)
+
+    def test_data_parallel(self) -> None:
+        rnn = QRNN(16, 32, batch_first=True, device="cuda:0")
+        x = random(6, 50, 16)
+        expected = rnn(x)[0]
+        torch.testing.assert_close(nn.DataParallel(rnn)(x)[0], expected)
+
+
+def test_distributed_data_parallel(tmp_path: Path) -> None:
+    torch.distributed.init_process_group(
+        "nccl", init_method=f"file://{tmp_path}/store", rank=0, world_size=1
+    )
+    try:
+        rnn = QRNN(16, 32, 2, device=DEVICE)
+        x = random(50, 4, 16)
+        (expected,) = torch.autograd.grad(rnn(x)[0].sum(), rnn.layers[0].weight)
+        parallel = nn.parallel.DistributedDataParallel(rnn)
+        parallel(x)[0].sum().backward()
+        torch.testing.assert_close(rnn.layers[0].weight.grad, expected)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+SANITIZED = """
+import torch
+from qrnn.functional import linear_recurrence, pool
+for dtype in (torch.float32, torch.bfloat16):
+    for T in (5, 200):
+        for pooling, G in (("f", 2), ("fo", 3), ("ifo", 4)):
+            lengths = torch.tensor([T, 0, T // 2], device="cuda")
+            gates = torch.randn(T, 3, 2 * G * 43, device="cuda", dtype=dtype, requires_grad=True)
+            options = {"lengths": lengths, "direction": "both", "zoneout": 0.2, "training": True}
+            h, c = pool(pooling, gates, **options)
+            (h.sum() + c.sum()).backward()
+        f = torch.rand(T, 3, 43, device="cuda", dtype=dtype, requires_grad=True)
+        linear_recurrence(f, f, f[0]).sum().backward()
+torch.cuda.synchronize()
+"""
+
+
+@pytest.mark.parametrize("check", ["memcheck", "racecheck"])
+def test_compute_sanitizer(check: str) -> None:
+    sanitizer = shutil.which("compute-sanitizer")
+    if sanitizer is None:
+        pytest.skip("no compute-sanitizer")
+    command = [
+        sanitizer,
+        "--tool",
+        check,
+        "--error-exitcode",
+        "17",
+        sys.executable,
+        "-c",
+        SANITIZED,
+    ]
+    # its cache hides where torch's memory ends
+    environment = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1", "PYTHONPATH": str(ROOT)}
+    run = subprocess.run(
+        command, capture_output=True, text=True, env=environment, cwd=ROOT, timeout=200, check=False
+    )
+    text = run.stdout + run.stderr
+    if "Device not supported" in text:
+        pytest.skip("compute-sanitizer does not support this device")
+    assert run.returncode == 0, text[-3000:]
