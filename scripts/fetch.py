@@ -10,6 +10,7 @@ import json
 import lzma
 import os
 import shutil
+import sys
 import tarfile
 import time
 import zlib
@@ -126,6 +127,27 @@ def fingerprint(files: Iterable[Path]) -> str:
     for file in tqdm(sorted(files, key=Path.as_posix), desc="checking", unit=" files"):
         digest.update(file.read_bytes())
     return digest.hexdigest()
+
+
+def finished_meta(out: Path, recipe: dict[str, Any]) -> dict[str, Any] | None:
+    """meta.json of a prepared data set: what `files` names is intact, and today's `recipe` would
+    write the same from its corpus. None if not."""
+    try:
+        meta: dict[str, Any] = json.loads((out / "meta.json").read_text("utf-8"))
+        intact = all(
+            hashlib.sha256((out / name).read_bytes()).hexdigest() == digest
+            for name, digest in meta["files"].items()
+        )
+    except (FileNotFoundError, KeyError, json.JSONDecodeError):
+        return None
+    return meta if intact and meta.items() >= recipe.items() else None
+
+
+def warn(note: str) -> None:
+    lines = ["WARNING", note, "Every result made from this data is recorded as not official."]
+    width = max(map(len, lines))
+    bar = "#" * (width + 4)
+    print(bar, *(f"# {line:{width}} #" for line in lines), bar, sep="\n", file=sys.stderr)
 
 
 def _download_url(url: str, target: Path) -> None:

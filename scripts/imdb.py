@@ -20,7 +20,16 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fetch import FetchError, download, extract, fingerprint, source, write_atomically
+from fetch import (
+    FetchError,
+    download,
+    extract,
+    fingerprint,
+    finished_meta,
+    source,
+    warn,
+    write_atomically,
+)
 from tqdm import tqdm
 
 URL = "https://ai.stanford.edu/~amaas/data/sentiment/aclImdb_v1.tar.gz"
@@ -51,7 +60,7 @@ def main() -> None:
 
 
 def prepare(mirror: str | None, out: Path, cache: Path) -> None:
-    finished = finished_meta(out)
+    finished = finished_meta(out, recipe())
     if finished and finished["official"] and not mirror:
         print(f"{out} is already prepared from the official corpus")
         return
@@ -161,19 +170,6 @@ def shuffled(reviews: list[Review]) -> list[Review]:
     return sorted(reviews, key=lambda r: hashlib.sha256(f"{SPLIT_SEED} {r.id}".encode()).digest())
 
 
-def finished_meta(out: Path) -> dict[str, Any] | None:
-    """meta.json of an earlier run, if today's code would write the same files from its corpus."""
-    try:
-        meta = json.loads((out / "meta.json").read_text("utf-8"))
-        intact = all(
-            hashlib.sha256((out / name).read_bytes()).hexdigest() == digest
-            for name, digest in meta["files"].items()
-        )
-    except (FileNotFoundError, KeyError, json.JSONDecodeError):
-        return None
-    return meta if intact and meta.items() >= recipe().items() else None
-
-
 def recipe() -> dict[str, Any]:
     """What, beside the corpus, decides what is written."""
     return {"recipe": RECIPE, "split_seed": SPLIT_SEED, "tokenizer": f"spacy {version('spacy')}"}
@@ -185,13 +181,6 @@ def describe(files: dict[str, list[Path]]) -> str:
     if counts == OFFICIAL_COUNTS:
         return f"NOT OFFICIAL: the official counts ({found}), but other content"
     return f"NOT OFFICIAL: {found} reviews, where the official corpus has 12,500 in each"
-
-
-def warn(note: str) -> None:
-    lines = ["WARNING", note, "Every result made from this data is recorded as not official."]
-    width = max(map(len, lines))
-    bar = "#" * (width + 4)
-    print(bar, *(f"# {line:{width}} #" for line in lines), bar, sep="\n", file=sys.stderr)
 
 
 if __name__ == "__main__":
