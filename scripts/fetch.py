@@ -60,6 +60,11 @@ def write_atomically(path: Path, text: str) -> None:
     _rename(part, path)
 
 
+def read_json(file: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return content
+
+
 def download(origin: str, target: Path) -> None:
     """Copies a URL or a local file to `target`; does nothing if that has been done before.
 
@@ -133,7 +138,7 @@ def finished_meta(out: Path, recipe: dict[str, Any]) -> dict[str, Any] | None:
     """meta.json of a prepared data set: what `files` names is intact, and today's `recipe` would
     write the same from its corpus. None if not."""
     try:
-        meta: dict[str, Any] = json.loads((out / "meta.json").read_text("utf-8"))
+        meta = read_json(out / "meta.json")
         intact = all(
             hashlib.sha256((out / name).read_bytes()).hexdigest() == digest
             for name, digest in meta["files"].items()
@@ -286,7 +291,7 @@ def _record(file: Path) -> Path:
 
 def _read_record(file: Path) -> dict[str, Any]:
     """Where a file came from: origin, version, size in bytes; empty if nothing is known."""
-    return json.loads(_record(file).read_text("utf-8")) if _record(file).exists() else {}
+    return read_json(_record(file)) if _record(file).exists() else {}
 
 
 def _write_record(file: Path, record: dict[str, Any]) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 import experiment
 import pytest
 import records
+import with_allennlp
 
 META = {"name": "imdb", "official": False, "note": "tiny", "fingerprint": "0"}
 
@@ -48,7 +49,7 @@ class Commands:
 def commands(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     fake = Commands()
-    monkeypatch.setattr(experiment, "_allennlp", fake)
+    monkeypatch.setattr(with_allennlp, "call", fake)
     return fake
 
 

@@ -1,0 +1,125 @@
+import json
+import subprocess
+from pathlib import Path
+
+import experiment
+import pytest
+import records
+import torch
+import with_joeynmt
+import yaml
+
+CONFIG = {
+    "data": {"train": "data/iwslt/train", "dev": "data/iwslt/dev", "test": "data/iwslt/test"}
+    | {"src": {"lang": "de"}, "trg": {"lang": "en"}},
+    "testing": {"beam_size": 8},
+    "training": {"epochs": 3},
+}
+REFERENCES = ["the cat sat on the mat today", "a dog ran home"]
+LOG = (
+    "2026-11-22 01:00:00,000 - INFO - root - Hello! This is Joey-NMT (version 2.3.0).\n"
+    "2026-11-22 01:00:{:02},500 - INFO - joeynmt.training - Epoch   1, Step:      {}, "
+    "Batch Loss:    87.5, Batch Acc: 0.2, Tokens per Sec:     {}, Lr: 0.001000\n"
+)
+
+
+class Commands:
+    """Stands for `joeynmt`: notes what is called, and leaves the files that it would leave."""
+
+    def __init__(self) -> None:
+        self.called: list[str] = []
+        self.dies_at: set[str] = set()
+
+    def __call__(self, mode: str, config: Path, *options: object) -> None:
+        self.called.append(mode)
+        settings = yaml.safe_load(Path(config).read_text())
+        folder = Path(settings["model_dir"])
+        if mode == "train":
+            n = len(self.called)
+            folder.mkdir(parents=True)
+            (folder / "train.log").write_text(LOG.format(9 + n, 100 * n, 1000 * n))
+            torch.save({"model_state": {"w": torch.zeros(3, 5)}}, folder / f"{100 * n}.ckpt")
+            (folder / "latest.ckpt").symlink_to(f"{100 * n}.ckpt")
+            (folder / "best.ckpt").symlink_to(f"{100 * n}.ckpt")
+            (folder / "validations.txt").write_text(
+                f"Steps: {100 * n}\tbleu: {n}.50000\tppl: 9.00000\tLR: 0.00100000\t*\n"
+            )
+            self.die("train")
+        else:
+            assert settings["testing"]["load_model"].endswith(".ckpt")
+            prefix = Path(options[1])
+            Path(f"{prefix}.dev").write_text("\n".join(REFERENCES) + "\n")
+            self.die("test")
+            Path(f"{prefix}.test").write_text(REFERENCES[0] + "\n\n")
+
+    def die(self, mode: str) -> None:
+        if mode in self.dies_at:
+            self.dies_at.remove(mode)
+            raise subprocess.CalledProcessError(9, mode)
+
+
+@pytest.fixture
+def commands(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    data = tmp_path / "data/iwslt"
+    data.mkdir(parents=True)
+    for part in ("dev", "test"):
+        (data / f"{part}.en").write_text("\n".join(REFERENCES) + "\n")
+    (data / "meta.json").write_text(json.dumps({"official": False, "note": "tiny"}))
+    Path("config.yaml").write_text(yaml.safe_dump(CONFIG))
+    fake = Commands()
+    monkeypatch.setattr(with_joeynmt, "call", fake)
+    return fake
+
+
+def run():
+    overrides = {"training.epochs": 1}
+    path = experiment.run("iwslt", Path("config.yaml"), "qrnn", seed=3, overrides=overrides)
+    return json.loads(path.read_text())
+
+
+def test_a_run_ends_in_a_record(commands):
+    record = run()
+    records.check(record, "record")
+    settings = yaml.safe_load(Path("runs/iwslt-qrnn-seed3/config.yaml").read_text())
+    assert settings["random_seed"] == 3 and settings["training"] == {"epochs": 1}
+    metrics = record["metrics"]
+    assert metrics["dev_bleu"] == pytest.approx(100) and 0 < metrics["test_bleu"] < 60
+    assert metrics["parameters"] == 15 and metrics["train_chars_per_second"] == 1000
+    assert metrics["updates"] == metrics["best_step"] == 100
+    assert record["history"] == [{"steps": 100, "bleu": 1.5, "ppl": 9, "lr": 0.001}]
+    assert record["wall_seconds"] == 10.5
+    assert record["data"]["official"] is False and "tok:13a" in record["data"]["bleu"]
+    assert run() == record and commands.called == ["train", "test"]
+
+
+def test_an_interrupted_training_goes_on_in_a_new_attempt(commands):
+    commands.dies_at = {"train"}
+    with pytest.raises(subprocess.CalledProcessError):
+        run()
+    record = run()
+    folder = Path("runs/iwslt-qrnn-seed3")
+    settings = yaml.safe_load((folder / "config.yaml").read_text())
+    assert settings["model_dir"].endswith("attempt-2")
+    assert Path(settings["training"]["load_model"]).samefile(folder / "attempt-1/100.ckpt")
+    assert [step["steps"] for step in record["history"]] == [100, 200]
+    assert record["metrics"]["best_step"] == 200
+    assert record["metrics"]["train_chars_per_second"] == 1500
+    assert record["wall_seconds"] == 10.5 + 11.5
+
+
+def test_an_interrupted_evaluation_is_repeated_and_the_training_is_not(commands):
+    commands.dies_at = {"test"}
+    with pytest.raises(subprocess.CalledProcessError):
+        run()
+    assert not records.RESULTS.exists()
+    run()
+    assert commands.called == ["train", "test", "test"]
+
+
+def test_a_training_without_a_validation_is_named(commands):
+    run()
+    attempt = Path("runs/iwslt-qrnn-seed3/attempt-1")
+    (attempt / "best.ckpt").unlink()
+    with pytest.raises(FileNotFoundError, match="validation_freq"):
+        with_joeynmt.best(attempt.parent)
