@@ -5,6 +5,7 @@ and after an interruption attempt-2, which starts from the last checkpoint of th
 repeats the interrupted epoch from its start.
 """
 
+import functools
 import json
 import re
 import subprocess
@@ -29,8 +30,8 @@ def train(config: Path, directory: Path, seed: int, overrides: dict[str, Any]) -
     settings = yaml.safe_load(config.read_text(encoding="utf-8"))
     settings["random_seed"] = seed
     for name, value in overrides.items():
-        section, key = name.split(".")
-        settings[section][key] = value
+        *sections, key = name.split(".")
+        functools.reduce(dict.__getitem__, sections, settings)[key] = value
     earlier = attempts(directory)
     settings["model_dir"] = str(directory / f"attempt-{len(earlier) + 1}")
     checkpoints = [a / "latest.ckpt" for a in earlier if (a / "latest.ckpt").exists()]

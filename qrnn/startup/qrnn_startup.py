@@ -22,6 +22,8 @@ HOOKS = {
     # module that is imported: (when we act, our module, the function in it to call)
     "allennlp": ("before", "qrnn.allennlp.compat", "mend"),
     "allennlp.commands": ("after", "qrnn.allennlp.compat", "extend"),
+    "joeynmt.model": ("after", "qrnn.joeynmt.compat", "extend"),
+    "joeynmt.search": ("after", "qrnn.joeynmt.compat", "extend_search"),
 }
 
 

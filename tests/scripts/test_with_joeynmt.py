@@ -73,7 +73,7 @@ def commands(monkeypatch, tmp_path):
 
 
 def run():
-    overrides = {"training.epochs": 1}
+    overrides = {"training.epochs": 1, "data.src.lang": "nl", "use_cuda": False}
     path = experiment.run("iwslt", Path("config.yaml"), "qrnn", seed=3, overrides=overrides)
     return json.loads(path.read_text())
 
@@ -83,6 +83,7 @@ def test_a_run_ends_in_a_record(commands):
     records.check(record, "record")
     settings = yaml.safe_load(Path("runs/iwslt-qrnn-seed3/config.yaml").read_text())
     assert settings["random_seed"] == 3 and settings["training"] == {"epochs": 1}
+    assert settings["data"]["src"]["lang"] == "nl" and settings["use_cuda"] is False
     metrics = record["metrics"]
     assert metrics["dev_bleu"] == pytest.approx(100) and 0 < metrics["test_bleu"] < 60
     assert metrics["parameters"] == 15 and metrics["train_chars_per_second"] == 1000
