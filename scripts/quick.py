@@ -1,7 +1,7 @@
 """The main job on small generated data, in minutes on a CPU: python scripts/quick.py
 
-Generates a sample corpus, prepares it as the real one is prepared, trains and evaluates a QRNN
-through `allennlp`, and prints what came out and where it lies.
+Generates sample corpora, prepares them as the real ones are prepared, trains and evaluates QRNNs
+through `allennlp` and `joeynmt`, and prints what came out and where it lies.
 """
 
 import json
@@ -9,35 +9,41 @@ from pathlib import Path
 
 import experiment
 import imdb
+import iwslt
 import sample
+import sample_translation
 
 SAMPLE = Path("data/sample")
 RUNS = Path("runs/quick")
 
 
 def main() -> None:
-    sample.write(SAMPLE / "mirror")
-    imdb.prepare(str(SAMPLE / "mirror"), SAMPLE / "imdb", SAMPLE / "download")
-    config = Path("configs/imdb_quick.jsonnet")
-    path = experiment.run("imdb", config, "quick", runs=RUNS, results=RUNS / "results")
-    record = json.loads(path.read_text(encoding="utf-8"))
-    metrics = record["metrics"]
-    rows = [
-        ("task", "data", "parameters", "dev accuracy", "test accuracy", "training"),
-        (
-            "sentiment",
-            "generated sample",
-            f"{metrics['parameters']:,}",
-            f"{metrics['dev_accuracy']:.1%}",
-            f"{metrics['test_accuracy']:.1%}",
-            f"{record['wall_seconds']:.0f} s",
-        ),
-    ]
+    mirror, cache = SAMPLE / "mirror", SAMPLE / "download"
+    sample.write(mirror)
+    imdb.prepare(str(mirror), SAMPLE / "imdb", cache)
+    sample_translation.write(mirror)
+    iwslt.prepare(str(mirror), SAMPLE / "iwslt", cache)
+
+    rows: list[tuple[str, ...]] = [("task", "measure", "dev", "test", "parameters", "training")]
+    paths = []
+    for name, config, measure in (
+        ("imdb", "configs/imdb_quick.jsonnet", "accuracy"),
+        ("iwslt", "configs/iwslt_quick.yaml", "bleu"),
+    ):
+        path = experiment.run(name, Path(config), "quick", runs=RUNS, results=RUNS / "results")
+        record = json.loads(path.read_text(encoding="utf-8"))
+        metrics = record["metrics"]
+        scale = 100 if measure == "accuracy" else 1
+        dev, test = (f"{scale * metrics[f'{part}_{measure}']:.1f}" for part in ("dev", "test"))
+        seconds = f"{record['wall_seconds']:.0f} s"
+        rows.append((name, measure, dev, test, f"{metrics['parameters']:,}", seconds))
+        paths.append(path)
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    print()
+    print("\nGenerated samples, not the real corpora:")
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)))
-    print(f"\nmodel   {RUNS / path.stem / 'model.tar.gz'}\nrecord  {path}")
+    for path in paths:
+        print(f"record  {path}    run  {RUNS / path.stem}")
 
 
 if __name__ == "__main__":
