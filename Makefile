@@ -60,7 +60,7 @@ CHOSEN = torch==2.13.0 transformers==4.49.0 protobuf==3.20.3
 
 lock:  ## resolve the version ranges in setup.py anew, into requirements.lock
 	@venv=$$(mktemp -d) && trap 'rm -rf "$$venv"' EXIT && "$(PYTHON)" -m venv "$$venv" && \
-	"$$venv/bin/python" -m pip install $(CHOSEN) '.[allennlp,bench,cpu,joeynmt,test]' && \
+	"$$venv/bin/python" -m pip install $(CHOSEN) '.[allennlp,cpu,joeynmt,scripts,test]' && \
 	"$$venv/bin/python" -m pip freeze --all --exclude pip --exclude qrnn > "$$venv/frozen" && \
 	{ echo '# The exact versions that experiments are reproduced with, for Python 3.11 and 3.12.' && \
 	  echo '# Made by `make lock` from the ranges in setup.py: do not edit. allennlp itself is not here' && \

@@ -55,7 +55,10 @@ EXTRAS = {
         "ruff>=0.17,<0.18",
         "setuptools>=77",
     ],
-    "bench": ["gensim>=4.4,<5", "matplotlib>=3.11,<4", "requests>=2.34,<3", "tqdm>=4.70,<5"],
+    # What the scripts need: downloads, vectors, plots.
+    "scripts": ["gensim>=4.4,<5", "matplotlib>=3.11,<4", "requests>=2.34,<3", "tqdm>=4.70,<5"],
+    # Other projects' kernels to be measured against, on a GPU.
+    "bench": ["accelerated-scan", "flash-linear-attention"],
 }
 
 

@@ -18,7 +18,10 @@ from fetch import write_atomically
 
 SCHEMA = 1
 RESULTS = Path("reports/results")
-PACKAGES = ("qrnn", "torch", "numba", "numpy", "allennlp", "joeynmt", "cupy")
+PACKAGES = (
+    *("qrnn", "torch", "numba", "numpy", "allennlp", "joeynmt", "sacrebleu"),
+    *("cupy-cuda12x", "cupy-cuda13x"),
+)
 FIELDS: dict[str, tuple[type, ...]] = {
     "schema": (int,),
     "experiment": (str,),
@@ -104,18 +107,27 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str:
-    """The commit of the working directory, with "+changes" when tracked files differ from it."""
+    """The commit of the working directory, with "+changes" when tracked files differ from it.
+
+    QRNN_COMMIT says it where there is a copy of the tree without its history.
+    """
+    if told := os.environ.get("QRNN_COMMIT"):
+        return told
 
     def git(*arguments: str) -> str:
-        run = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
+        try:
+            run = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
+        except FileNotFoundError:
+            return ""
         return run.stdout.strip() if run.returncode == 0 else ""
 
     changed = git("status", "--porcelain", "--untracked-files=no", "--", ":!reports", ":!README.md")
     return (git("rev-parse", "HEAD") or "unknown") + ("+changes" if changed else "")
 
 
-def device() -> str:
-    if torch.cuda.is_available():
+def device(kind: str | None = None) -> str:
+    """The name of the GPU or of the CPU, of the former where there is one."""
+    if kind == "cuda" or (kind is None and torch.cuda.is_available()):
         return torch.cuda.get_device_name()
     return f"CPU ({_cpu_model()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads)"
 

@@ -1,37 +1,215 @@
+import warnings
+
 import benchmark
 import pytest
 import records
+import timing
+import torch
+from torch.nn import functional as F
 
-from qrnn import QRNNLayer
+from qrnn import QRNN, QRNNLayer
+from qrnn.pooling import reference
+
+SIZES = {
+    "UNITS": 8,
+    "LENGTHS": (3, 4),
+    "PAPER": {1: (1.5, 2.5), 5: (3.5, 4.5)},
+    "PTB": {"batch": 3, "length": 5, "units": 8, "vocabulary": 11},
+    "COLUMNS": ((1, 8), (4, 8)),
+    "STEPS": (3, 70),
+    "PEER_SHAPES": {"cpu": ((2, 8, 4),)},
+    "MEMORY_SHAPES": ((3, 5, 8),),
+    "GROWTH": {"cpu": {"length": 3, "batch": 2, "units": 4}},
+    "INPUTS": (4,),
+    "CONVOLUTION_SHAPES": {"cpu": ((5, 3),)},
+}
+
+
+class Accelerated(timing.Cpu):
+    """The CPU with all that a GPU has: rotation, graphs, bfloat16, memory, absolute times."""
+
+    row = "some-gpu"
+    note = "not a GPU"
+    dtypes = (torch.float32, torch.bfloat16)
+    milliseconds = timing.Cuda.milliseconds
+
+    def lstm_dtype(self, dtype):
+        return torch.float32
+
+    def copies(self, size):
+        return 3
+
+    def capture(self, calls):
+        return lambda: [call() for call in calls]
+
+    def peak(self, call):
+        call()
+        return 7
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    for name, value in SIZES.items():
+        monkeypatch.setattr(benchmark, name, value)
+    monkeypatch.setattr(timing.Cpu, "copied", 4096)
+    peers = {"itself": itself, "absent": absent, "wrong": lambda: itself(1.001)}
+    monkeypatch.setattr(benchmark.neighbours, "PEERS", peers)
+
+
+def itself(factor=1.0):
+    scan = benchmark.linear_recurrence
+    peer = benchmark.neighbours.Peer
+    return peer((0, 1, 2), lambda f, x: (f, factor * x), scan, most_steps=64)
+
+
+def absent():
+    raise ImportError("No module named 'absent'")
 
 
 @pytest.fixture
-def small(monkeypatch, tmp_path):
-    monkeypatch.setattr(benchmark, "UNITS", 8)
-    monkeypatch.setattr(benchmark, "BATCHES", (1, 2))
-    monkeypatch.setattr(benchmark, "LENGTHS", (3, 4))
-    argv = ["benchmark.py", "--results", str(tmp_path), "--repeat", "1", "--seconds", "0"]
-    monkeypatch.setattr("sys.argv", argv)
-    return tmp_path
+def main(monkeypatch, tmp_path):
+    def run(*arguments):
+        argv = ["benchmark.py", "--results", str(tmp_path), "--seconds", "0", *arguments]
+        monkeypatch.setattr("sys.argv", argv)
+        benchmark.main()
+
+    return run
 
 
-def test_every_cell_is_measured_recorded_and_rendered(small, capsys):
-    benchmark.main()
-    [record] = records.load(small).values()
-    assert len(record["table"]) == 2 * 2 * 2
-    assert all(row["lstm_over_qrnn"] > 0 for row in record["table"])
-    text = benchmark.render(record)
-    assert text in capsys.readouterr().out
-    assert "| batch \\ length | 3 | 4 |" in text
-    cell = record["table"][0]
-    assert f"| {cell['batch']} | {cell['lstm_over_qrnn']:.2f} |" in text
+ROWS = {"figure4": 8, "ptb-step": 8, "scan": 16, "peers": 5, "memory": 2, "growth": 12}
+ROWS |= {"convolution": 12}
 
 
-def test_a_layer_with_wrong_results_is_not_timed(small):
+def test_every_suite_writes_a_record_and_a_cpu_only_ratios(main, tmp_path):
+    main("--device", "cpu")
+    found = records.load(tmp_path)
+    assert set(found) == {f"bench-{suite}-cpu.json" for suite in ROWS if suite != "memory"}
+    for suite in ROWS.keys() - {"memory"}:
+        record = found[f"bench-{suite}-cpu.json"]
+        assert record["device"].startswith("CPU (") and len(record["table"]) == ROWS[suite]
+        keys = {key for row in record["table"] for key in row}
+        assert not [key for key in keys if key.endswith("ms")]
+        for row in record["table"]:
+            for key in ("ratio", "share", "lstm_over_qrnn", "product_share"):
+                assert row.get(key, 1) is None or row.get(key, 1) >= 0
+    figure4 = found["bench-figure4-cpu.json"]["table"]
+    assert [(r["batch"], r["length"], r["paper_ratio"]) for r in figure4[:4]] == [
+        (1, 3, 1.5), (1, 4, 2.5), (5, 3, 3.5), (5, 4, 4.5),
+    ]  # fmt: skip
+    assert all(row["ratio"] > 0 and row["graph_ratio"] is None for row in figure4)
+
+
+@pytest.mark.parametrize("suite", ROWS)
+def test_every_suite_runs_with_graphs_rotation_and_two_dtypes(suite):
+    table = list(benchmark.SUITES[suite](Accelerated(), 0.0))
+    assert len({tuple(row) for row in table}) == 1
+    if suite in ("figure4", "memory", "convolution"):
+        assert len(table) == 2 * ROWS[suite] // (1 + (suite == "memory"))
+        assert {row["dtype"] for row in table} == {"float32", "bfloat16"}
+    if suite in ("figure4", "scan"):
+        column = {"figure4": "graph_ratio", "scan": "graph_share"}[suite]
+        assert all(row[column] is not None for row in table)
+    if suite != "memory":
+        assert all(any(key.endswith("ms") for key in row) for row in table)
+    if suite == "memory":
+        assert all(row[key] == 7 for row in table for key in row if key.endswith("bytes"))
+
+
+def test_a_peer_that_is_absent_wrong_or_too_slow_has_a_reason_and_no_ratio(monkeypatch):
+    monkeypatch.setitem(SIZES["PEER_SHAPES"], "cpu", ((2, 8, 4), (1, 65, 4)))
+    table = list(benchmark.peers(timing.Cpu(), 0.0))
+    rows = {(row["peer"], row["length"], row["mode"]): row for row in table}
+    assert rows["itself", 8, "forward+backward"]["ratio"] > 0
+    assert rows["itself", 8, "forward"]["reason"] is None
+    assert rows["itself", 65, "forward"]["reason"] == "not measured for T > 64"
+    assert rows["absent", None, None]["reason"] == "No module named 'absent'"
+    assert rows["wrong", 8, "forward"]["reason"].startswith("wrong: result 0 is off by")
+    assert [row["ratio"] for row in table].count(None) == len(table) - 2
+
+
+def test_a_suite_that_fails_is_named_and_does_not_stop_the_others(
+    main, tmp_path, monkeypatch, capsys
+):
     class Wrong(QRNNLayer):
         def forward(self, *arguments):
             output, state = super().forward(*arguments)
-            return output + 1e-3, state
+            return output * 1.001, state
 
-    with pytest.raises(AssertionError):
-        benchmark.verify(Wrong(8, 8))
+    monkeypatch.setattr(benchmark, "QRNNLayer", Wrong)
+    with pytest.raises(SystemExit) as stopped:
+        main("figure4", "scan", "memory", "growth", "--device", "cpu")
+    assert stopped.value.code == "failed: figure4, memory, growth"  # printed, exit status 1
+    assert list(records.load(tmp_path)) == ["bench-scan-cpu.json"]
+    assert "QRNNLayer: result 0 is off by 1.0e-03" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("suite", "target", "wrong"),
+    [
+        ("peers", "linear_recurrence", lambda f, x: f * x),
+        ("convolution", "WAYS", {"no window": lambda x, weight, bias: x @ weight[:, :4].T}),
+        ("scan", "SCANS", {"pool": (4, lambda gates: gates[..., :8], benchmark.pool64)}),
+        ("memory", "composed", lambda layer: lambda x: layer(x.flip(0))[0]),
+        ("ptb-step", "layers64", lambda x, *weights: x + 0 * sum(w.sum() for w in weights)),
+    ],
+)
+def test_nothing_is_timed_that_disagrees(suite, target, wrong, monkeypatch):
+    monkeypatch.setattr(benchmark, target, wrong)
+    monkeypatch.setattr(benchmark, "race", None)
+    with pytest.raises(timing.WrongResult, match="is off by"):
+        list(benchmark.SUITES[suite](Accelerated(), 0.0))
+
+
+def test_unknown_suites_and_absent_devices_are_refused(main, capsys, monkeypatch):
+    with pytest.raises(SystemExit):
+        main("figure5")
+    assert "figure5: expected one of figure4, ptb-step" in capsys.readouterr().err
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit):
+        main("--device", "cuda")
+    assert "torch sees no GPU" in capsys.readouterr().err
+
+
+def test_the_loop_that_stands_in_for_a_kernel_is_not_measured(main, monkeypatch):
+    def warns(device, seconds):
+        warnings.warn("qrnn runs its slow PyTorch loop on cpu", stacklevel=2)
+        yield {}
+
+    monkeypatch.setitem(benchmark.SUITES, "scan", warns)
+    with pytest.raises(SystemExit, match="failed: scan"):
+        main("scan", "--device", "cpu")
+
+
+def test_the_oracles_are_the_recurrence_and_the_layer():
+    f, x = torch.rand(2, 13, 3, 4, dtype=torch.float64)
+    h, expected = torch.zeros_like(x[0]), []
+    for f_t, x_t in zip(f, x, strict=True):
+        h = f_t * h + x_t
+        expected.append(h)
+    torch.testing.assert_close(benchmark.scan64(f, x), torch.stack(expected))
+
+    weight, bias = torch.randn(9, 8, dtype=torch.float64), torch.randn(9, dtype=torch.float64)
+    before = torch.cat([torch.zeros_like(x[:1]), x[:-1]])
+    gates = before @ weight[:, :4].T + x @ weight[:, 4:].T + bias
+    expected, _, _ = reference.pool(gates, None, None, None, "fo", "forward", 0.0, False)
+    torch.testing.assert_close(benchmark.layers64(x, weight, bias), expected)
+
+
+def test_the_parts_of_a_step_are_a_whole_step():
+    rnn = QRNN(8, 8, num_layers=2, dropout=0.5)
+    model = benchmark.LanguageModel(timing.Cpu(), rnn)
+    start = [value.detach().clone() for value in model.parameters]
+    torch.manual_seed(3)
+    for phase in (model.forward, model.loss, model.backward, model.optimise):
+        phase()
+    after = [value.detach().clone() for value in model.parameters]
+    for value, old in zip(model.parameters, start, strict=True):
+        value.data = old
+    torch.manual_seed(3)
+    output, _ = rnn(F.dropout(model.embedding(model.words), 0.5))
+    scores = model.softmax(F.dropout(output, 0.5)).log_softmax(-1)
+    loss = -scores.gather(2, model.targets[..., None]).sum() / 3
+    grads = torch.autograd.grad(loss, model.parameters)
+    scale = min(1.0, 10 / torch.stack([grad.norm() for grad in grads]).norm().item())
+    for value, grad, old in zip(after, grads, start, strict=True):
+        torch.testing.assert_close(value, old - 1e-3 * scale * grad)

@@ -15,7 +15,21 @@ RECORD = {
     "wall_seconds": 1.5,
     "command": "python scripts/experiment.py",
 }
-PAGE = "# x\n<!-- imdb -->\nold\n<!-- /imdb -->\n<!-- bench-cpu -->\n<!-- /bench-cpu -->\nend\n"
+PAGE = "# x\n<!-- imdb -->\nold\n<!-- /imdb -->\n"
+PAGE += "<!-- bench-figure4 -->\n<!-- /bench-figure4 -->\nend\n"
+
+
+def bench(suite, row, table, note=""):
+    fields = {"experiment": f"bench-{suite}", "row": row, "seed": None, "table": table}
+    fields |= {"data": None, "note": note, "device": f"the {row}", "config_sha256": None}
+    return {**fields, "wall_seconds": 2, "command": "python scripts/benchmark.py"}
+
+
+def figure4(**columns):
+    ratios = {(8, 32): 1.0, (8, 64): 2.0, (16, 32): 4.0, (16, 64): 8.0}
+    fixed = {"mode": "inference", "dtype": "bfloat16", "lstm_dtype": "bfloat16"}
+    fixed |= {"graph_ratio": None, "paper_ratio": 3.0, **columns}
+    return [{**fixed, "batch": b, "length": t, "ratio": ratio} for (b, t), ratio in ratios.items()]
 
 
 @pytest.fixture
@@ -65,3 +79,80 @@ def test_a_record_that_does_not_fit_stops_the_report(project):
 def test_a_readme_without_the_marks_is_refused():
     with pytest.raises(ValueError, match="<!-- imdb -->"):
         report.replace("# x\n", "imdb", "table")
+
+
+def test_figure4_on_a_cpu(project):
+    records.write(records.RESULTS, bench("figure4", "cpu", figure4(product_share=0.814)))
+    report.main()
+    page = (project / "README.md").read_text(encoding="utf-8")
+    assert (
+        "inference, bfloat16: 2.83 times as fast (geometric mean); the matrix products take 81% of "
+        "the layer's time (median)\n\n"
+        "| batch \\ length | 32 | 64 |\n|---|---|---|\n| 8 | 1.00 | 2.00 |\n| 16 | 4.00 | 8.00 |"
+    ).replace("|---|---|---|", "| --- | --- | --- |") in page
+    assert "the cpu; [bench-figure4-cpu.json](reports/results/bench-figure4-cpu.json)" in page
+    assert "](reports/bench-figure4-cpu.svg)" in page and "paper" not in page.split("bench-fig")[1]
+
+
+def test_figure4_on_a_gpu_stands_beside_the_paper_and_eager_beside_graphs(project):
+    table = figure4(lstm_dtype="float16", graph_ratio=9.5)
+    records.write(records.RESULTS, bench("figure4", "some-gpu", table, note="TF32 off"))
+    report.main()
+    page = (project / "README.md").read_text(encoding="utf-8")
+    assert "2.83 times as fast (geometric mean) as nn.LSTM in float16; above the paper's" in page
+    assert "in 2 of 4 cells" in page and "| 16 | 4.00 (3.0) | 8.00 (3.0) |" in page
+    assert "bfloat16, as CUDA graphs: 9.50 times as fast" in page and "in 4 of 4 cells" in page
+    assert "the some-gpu; TF32 off; [" in page
+
+
+def test_every_suite_has_its_section_in_reports_only(project):
+    scan = {"kind": "pool", "columns": 320, "length": 64, "bytes": 2**21, "share": 0.456}
+    peer = {"peer": "A", "batch": 2, "length": 4, "units": 8, "mode": "forward", "ratio": 1.256}
+    absent = {**dict.fromkeys(peer), "peer": "B", "graph_ratio": None, "reason": "not here"}
+    tables = {
+        "ptb-step": [{"part": "RNN", "model": "QRNN", "share": 0.31, "ms": None}],
+        "scan": [{**scan, "graph_share": 0.789}, {**scan, "length": 512, "graph_share": None}],
+        "peers": [{**peer, "graph_ratio": 2.5, "reason": None}, absent],
+        "memory": [
+            {"batch": 8, "ours_bytes": 2**20, "lstm_bytes": 3 << 19, "torchqrnn_bytes": 2**22}
+        ],
+        "growth": [{"varies": "units", "value": 640, "factor": 2, "ratio": 3.456}],
+        "convolution": [
+            {"kernel": 2, "inputs": 320, "length": 9, "batch": 7, "dtype": "float32"}
+            | {"mode": "forward", "way": "conv2d", "ratio": 0.951}
+        ],
+    }
+    for suite, table in tables.items():
+        records.write(records.RESULTS, bench(suite, "some-gpu", table))
+    report.main()
+    text = (project / "reports/README.md").read_text(encoding="utf-8")
+    for line in (
+        "| model | part | share | ms |\n| --- | --- | --- | --- |\n| QRNN | RNN | 0.31 | - |",
+        "| pool, 320 | 46% / 79% | 46% |",
+        "| peer, mode \\ batch, length, units | 2, 4, 8 |",
+        "| A, forward | 1.26 / 2.50 |",
+        "- B: not here",
+        "| batch | ours | nn.LSTM | as torchqrnn |",
+        "| 8 | 1.0 | 1.5 | 4.0 |",
+        "| units | 3.46 |",
+        "| kernel, inputs \\ length, batch, way | 9, 7, conv2d |",
+        "| 2, 320 | 0.95 |",
+        "![The recurrences alone, the some-gpu](bench-scan-some-gpu.svg)",
+    ):
+        assert line in text
+    assert "Not measured yet." in text  # figure 4
+    page = (project / "README.md").read_text(encoding="utf-8")
+    assert "conv2d" not in page and "Not measured yet." in page
+
+
+def test_plots_are_the_same_bytes_every_time(project):
+    records.write(records.RESULTS, bench("figure4", "cpu", figure4(product_share=0.8)))
+    row = {"kind": "pool", "columns": 3, "length": 4, "bytes": 99, "share": 0.4}
+    records.write(records.RESULTS, bench("scan", "cpu", [{**row, "graph_share": None}]))
+    report.main()
+    files = sorted((project / "reports").glob("*.svg"))
+    assert [file.name for file in files] == ["bench-figure4-cpu.svg", "bench-scan-cpu.svg"]
+    first = [file.read_bytes() for file in files]
+    assert b"8.00" in first[0] and b"the cpu" in first[0] and b"dc:date" not in first[0]
+    report.main()
+    assert [file.read_bytes() for file in files] == first

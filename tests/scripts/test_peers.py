@@ -1,0 +1,73 @@
+"""The adapters against stand-ins that do, in plain PyTorch, what the projects' documents say."""
+
+import sys
+from types import ModuleType
+
+import peers
+import pytest
+import torch
+
+
+def loop(f, x, time):
+    """h_t = f_t h_{t-1} + x_t along the dimension `time`."""
+    h, all_h = torch.zeros_like(x.select(time, 0)), []
+    for f_t, x_t in zip(f.unbind(time), x.unbind(time), strict=True):
+        h = f_t * h + x_t
+        all_h.append(h)
+    return torch.stack(all_h, time)
+
+
+def hgrn(x, g, initial_state=None, output_final_state=False):
+    """(B, T, D), g is the logarithm of the factor; also returns a state."""
+    assert x.is_contiguous() and g.is_contiguous()
+    return loop(g.exp(), x, 1), None
+
+
+def warp(gates, tokens):
+    """(B, C, T)."""
+    assert gates.is_contiguous() and tokens.is_contiguous()
+    return loop(gates, tokens, 2)
+
+
+class ForgetMult(torch.nn.Module):
+    """(T, B, H), h_t = f_t x_t + (1 - f_t) h_{t-1}."""
+
+    def forward(self, f, x, hidden_init=None, use_cuda=True):
+        assert not use_cuda
+        return loop(1 - f, f * x, 0)
+
+
+STAND_INS = {
+    "fla.ops.hgrn": {"fused_recurrent_hgrn": hgrn, "chunk_hgrn": hgrn},
+    "accelerated_scan.warp": {"scan": warp},
+    "torchqrnn.forget_mult": {"ForgetMult": ForgetMult},
+}
+
+
+@pytest.mark.parametrize("name", [name for name in peers.PEERS if name != "SRU"])
+def test_every_layout_gives_the_same_recurrence(name, monkeypatch):
+    for module, names in STAND_INS.items():
+        stand_in = ModuleType(module)
+        stand_in.__dict__.update(names)
+        monkeypatch.setitem(sys.modules, module.partition(".")[0], ModuleType("parent"))
+        monkeypatch.setitem(sys.modules, module, stand_in)
+    monkeypatch.setattr(torch, "compile", lambda function, dynamic: function)
+    f = torch.rand(5, 3, 2, dtype=torch.float64, requires_grad=True)
+    x, grad = torch.randn(2, 5, 3, 2, dtype=torch.float64)
+    x.requires_grad_()
+    peer = peers.PEERS[name]()
+    found, right = peer.timed(f, x), loop(f, x, 0)
+    torch.testing.assert_close(found, right)
+    torch.testing.assert_close(
+        torch.autograd.grad(found, (f, x), grad), torch.autograd.grad(right, (f, x), grad)
+    )
+    native = peer.native(grad)
+    assert native.shape == peer.scan(*map(peer.native, peer.inputs(f, x))).shape
+
+
+@pytest.mark.parametrize("name", [name for name in peers.PEERS if "compile" not in name])
+def test_what_is_missing_says_why(name, monkeypatch):
+    for module in STAND_INS:
+        monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises((ImportError, NotImplementedError)):
+        peers.PEERS[name]()
