@@ -7,6 +7,7 @@
     memory       the most that forward and backward of a layer hold (CUDA only)
     growth       how a layer's time grows with length, batch and units
     convolution  the layer's way to its pre-activations against two others
+    translation  characters a second in training, QRNN and LSTM (needs joeynmt)
 
 All of them without a name. Every row's result is verified in float64 before it is timed. Times on a
 CPU appear as ratios only, of things that took turns on it. `make report` renders the records.
@@ -19,6 +20,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,7 @@ from timing import (
     Cuda,
     Device,
     Function,
+    WrongResult,
     calls,
     race,
     ratio,
@@ -508,6 +511,62 @@ def convolution(device: Device, seconds: float) -> Iterator[Row]:
                 }
 
 
+TRANSLATION = {"batch": 16, "source": 103, "target": 93}  # the mean lengths in the paper
+
+
+def translation(device: Device, seconds: float) -> Iterator[Row]:
+    """Target characters a second, forward and backward, over those of the LSTM.
+
+    The models of iwslt_char.yaml and iwslt_char_lstm.yaml, in joeynmt; and the former with its
+    decoder called for one step after the other, as the replication's was.
+    """
+    import with_joeynmt  # with what it imports, not on every GPU machine
+
+    qrnn, lstm = (
+        with_joeynmt.build(Path("configs") / name, symbols=183).to(device.kind)
+        for name in ("iwslt_char.yaml", "iwslt_char_lstm.yaml")
+    )
+    B, S, T = TRANSLATION.values()
+    source, target = (torch.randint(4, 187, (B, n), device=device.kind) for n in (S, T + 1))
+    sides: dict[str, Any] = {
+        "src": source,
+        "src_mask": torch.ones(B, 1, S, dtype=torch.bool, device=device.kind),
+        "src_length": torch.full((B,), S, device=device.kind),
+        "trg_input": target[:, :-1],
+        "trg": target[:, 1:],
+        "trg_mask": torch.ones(B, 1, T, dtype=torch.bool, device=device.kind),
+    }
+
+    def at_once(model: nn.Module) -> Tensor:
+        loss: Tensor = model(return_type="loss", **sides)[0]
+        return loss
+
+    def step_by_step(model: Any) -> Tensor:
+        memory, final, _, _ = model(return_type="encode", **sides)
+        embedded, hidden, logits = model.trg_embed(sides["trg_input"]), None, []
+        for t in range(T):
+            out, hidden, _, _ = model.decoder(
+                embedded[:, t : t + 1], memory, final, sides["src_mask"], 1, hidden
+            )
+            logits.append(out)
+        return model.loss_function(torch.cat(logits, 1).log_softmax(-1), **sides)
+
+    expected, found = (f(qrnn).item() for f in (at_once, step_by_step))
+    if not abs(found - expected) <= 1e-4 * abs(expected):
+        raise WrongResult(f"step by step the loss is {found}, at once {expected}")
+    rows = [("QRNN", qrnn, at_once), ("QRNN, step by step", qrnn, step_by_step)]
+    rows.append(("LSTM", lstm, at_once))
+    contenders = [[lambda m=m, f=f: f(m).backward()] for _, m, f in rows]
+    times = race(device, contenders, seconds)
+    for (name, model, _), spent in zip(rows, times, strict=True):
+        yield {
+            "model": name,
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "speed_over_lstm": ratio(times[-1], spent),
+            **device.milliseconds(ms=spent),
+        }
+
+
 WAYS: dict[str, Function] = {"accumulated": accumulated, "conv2d": conv2d}
 
 SUITES: dict[str, Callable[[Device, float], Iterator[Row]]] = {
@@ -518,6 +577,7 @@ SUITES: dict[str, Callable[[Device, float], Iterator[Row]]] = {
     "memory": memory,
     "growth": growth,
     "convolution": convolution,
+    "translation": translation,
 }
 
 
@@ -537,7 +597,10 @@ def main() -> None:
     if arguments.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch sees no GPU")
     device: Device = Cuda() if arguments.device == "cuda" else Cpu()
-    suites = arguments.suites or [s for s in SUITES if s != "memory" or device.kind == "cuda"]
+    cannot = set() if device.kind == "cuda" else {"memory"}
+    if find_spec("joeynmt") is None:
+        cannot.add("translation")
+    suites = arguments.suites or [name for name in SUITES if name not in cannot]
     failed = [name for name in suites if not measured(name, device, arguments)]
     if failed:
         sys.exit(f"failed: {', '.join(failed)}")

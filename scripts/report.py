@@ -25,11 +25,17 @@ PAPER = {  # row: test accuracy in the paper, in Girrbach's replication
     "k4": ("91.1", "87.12"),
     "lstm": ("90.9", "-"),
 }
+PAPER_BLEU = {"qrnn": ("19.41", "12.34"), "lstm": ("16.53", "-")}  # the same of test BLEU
 
 
 def main() -> None:
     found = records.load(records.RESULTS)
-    parts = {"imdb": imdb(found), "bench-figure4": benchmark("bench-figure4", found)}
+    parts = {
+        "imdb": imdb(found),
+        "iwslt": iwslt(found),
+        "bench-translation": benchmark("bench-translation", found),
+        "bench-figure4": benchmark("bench-figure4", found),
+    }
     others = [benchmark(name, found) for name in SECTIONS if name not in parts]
     text = "# Results\n\nMade by `make report` from the records in results/; do not edit.\n"
     text += "".join(f"\n{part}\n" for part in [*parts.values(), *others])
@@ -78,6 +84,40 @@ def imdb(found: Records) -> str:
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def iwslt(found: Records) -> str:
+    rows: Rows = []
+    pictures = []
+    for name, record in found.items():
+        if record["experiment"] != "iwslt":
+            continue
+        data, metrics = record["data"], record["metrics"]
+        paper, replication = PAPER_BLEU.get(record["row"].split("-")[0], ("-", "-"))
+        rows.append(
+            {
+                "row": record["row"],
+                "data": "; ".join(filter(None, [data["note"], record["note"]])),
+                "million parameters": f"{metrics['parameters'] / 1e6:.2f}",
+                "million characters seen": f"{metrics['characters'] / 1e6:.1f}",
+                "dev perplexity": f"{metrics['dev_perplexity']:.2f}",
+                "dev BLEU": f"{metrics['dev_bleu']:.2f}",
+                "test BLEU": f"{metrics['test_bleu']:.2f}",
+                "paper": paper,
+                "replication": replication,
+                "record": f"[{name}](results/{name})",
+            }
+        )
+        pictures.append(f"![attention, {name}]({plot_name(record)})")
+    title = "### IWSLT 2016 German-English by characters"
+    if not rows:
+        return f"{title}\n\nNot measured yet."
+    text = (
+        "Perplexity is that of a character of the references. BLEU is sacrebleu's (13a), of the "
+        "text as it is: the paper's script is not known, and its numbers are for official, cased "
+        "data."
+    )
+    return "\n\n".join([title, flat(rows, list(rows[0])), text, *pictures])
 
 
 def benchmark(experiment: str, found: Records) -> str:
@@ -152,6 +192,11 @@ def ptb_step(rows: Rows) -> list[str]:
     return [flat(rows, [*columns, "ms", "paper_ms"])]
 
 
+def translation(rows: Rows) -> list[str]:
+    columns = ("model", "parameters", "speed_over_lstm", "ms")
+    return ["Characters a second in training, as multiples of the LSTM's.", flat(rows, columns)]
+
+
 def memory(rows: Rows) -> list[str]:
     sizes = {"ours_bytes": "ours", "lstm_bytes": "nn.LSTM", "torchqrnn_bytes": "as torchqrnn"}
     shown = [
@@ -179,6 +224,7 @@ SECTIONS: dict[str, tuple[str, Callable[[Rows], list[str]]]] = {
     "bench-peers": ("Other kernels for h_t = f_t h_(t-1) + x_t", peers),
     "bench-memory": ("Memory of a layer, forward and backward", memory),
     "bench-growth": ("How a layer's time grows", growth),
+    "bench-translation": ("Speed of translation models in training, 4 x 320", translation),
     "bench-convolution": ("Ways to the pre-activations", convolution),
 }
 
@@ -229,7 +275,8 @@ def geometric_mean(values: list[float]) -> float:
 
 
 def plot_name(record: Record) -> str:
-    return f"{record['experiment']}-{record['row']}.svg"
+    seed = "" if record["seed"] is None else f"-seed{record['seed']}"
+    return f"{record['experiment']}-{record['row']}{seed}.svg"
 
 
 def figure4_plot(record: Record) -> str:
@@ -273,9 +320,23 @@ def scan_plot(record: Record) -> str:
     return _svg(figure)
 
 
+def attention_plot(record: Record) -> str:
+    """Where the decoder looks in one sentence of dev, as it reads the reference."""
+    told = record["attention"]
+    source, target = told["source"], told["target"]
+    figure = _figure(0.16 * len(source) + 1.2, 0.16 * len(target) + 1)
+    [axes] = _panels(figure, 1)
+    axes.imshow(told["weights"], cmap="Blues", vmin=0)
+    axes.set_xticks(range(len(source)), source, fontsize=7)
+    axes.set_yticks(range(len(target)), target, fontsize=7)
+    axes.set(xlabel="source", ylabel="target", title=f"{record['row']}, seed {record['seed']}")
+    return _svg(figure)
+
+
 PLOTS: dict[str, Callable[[Record], str]] = {
     "bench-figure4": figure4_plot,
     "bench-scan": scan_plot,
+    "iwslt": attention_plot,
 }
 
 

@@ -72,22 +72,80 @@ def outcome(directory: Path) -> dict[str, Any]:
             )
         )
         scores[f"{part}_bleu"] = bleu.corpus_score(hypotheses, [references]).score
+    perplexities, attention = scored(directory)
     history = [step for attempt in attempts(directory) for step in validations(attempt)]
     logged = [line for attempt in attempts(directory) for line in progress(attempt)]
-    weights = torch.load(best(directory), map_location="cpu", weights_only=False)["model_state"]
+    checkpoint = attempts(directory)[-1] / "latest.ckpt"
+    state = torch.load(checkpoint, map_location="cpu", weights_only=False)
     return {
         "metrics": scores
+        | perplexities
         | {
-            "updates": logged[-1]["step"],
+            "updates": state["stats_state"]["steps"],
+            "characters": state["stats_state"]["total_tokens"],
             "best_step": int(best(directory).stem),
             "train_chars_per_second": round(sum(line["rate"] for line in logged) / len(logged), 1),
-            "parameters": sum(w.numel() for w in weights.values()),
+            "parameters": sum(w.numel() for w in state["model_state"].values()),
         },
         "history": history,
+        "attention": attention,
         "data": read_json(source / "meta.json") | {"bleu": str(bleu.get_signature())},
         "config_sha256": records.sha256(json.dumps(settings, sort_keys=True)),
         "wall_seconds": round(sum(map(seconds, attempts(directory))), 1),
     }
+
+
+def scored(directory: Path) -> tuple[dict[str, float], dict[str, Any]]:
+    """Perplexity of a character of the references, and where the model looks in one of them.
+
+    That one is the sentence of dev whose two sides are nearest to 40 characters, ends included.
+    """
+    from joeynmt.config import parse_global_args  # with all that it imports, slow
+    from joeynmt.prediction import predict, prepare
+
+    args = parse_global_args(
+        yaml.safe_load((directory / "test.yaml").read_text("utf-8")), 0, "test"
+    )
+    model, _, dev, test = prepare(args, rank=0, mode="test")
+    model.loss_function = ("crossentropy", 0.0)
+    own = args.test._replace(return_prob="ref", return_attention=True, beam_size=1)
+    found: dict[str, float] = {}
+    picture: dict[str, Any] = {}
+    for part, data in (("dev", dev), ("test", test)):
+        data.reset_indices(random_subset=-1)
+        scores, _, _, targets, _, attention = predict(
+            model,
+            data,
+            args.device,
+            args.n_gpu,
+            compute_loss=True,
+            args=own,
+            autocast=args.autocast,
+        )
+        found[f"{part}_perplexity"] = scores["ppl"]
+        if not picture:
+            sources = data.get_list(lang=data.src_lang, tokenized=True)
+            pairs = zip(sources, targets, strict=True)
+            lengths = [abs(len(a) - 40) + abs(len(b) - 40) for a, b in pairs]
+            n = lengths.index(min(lengths))
+            source, target = [*sources[n], "</s>"], targets[n]
+            weights = attention[n][: len(target), : len(source)].round(3).tolist()
+            picture = {"source": source, "target": target, "weights": weights}
+    return found, picture
+
+
+def build(config: Path, symbols: int) -> Any:
+    """The model of a config, untrained, with a made-up vocabulary of as many symbols and 4 more."""
+    from joeynmt.config import parse_global_args
+    from joeynmt.model import build_model
+    from joeynmt.vocabulary import Vocabulary
+
+    args = parse_global_args(yaml.safe_load(config.read_text("utf-8")), rank=0, mode="train")
+    names = [chr(0x4E00 + n) for n in range(symbols)]
+    vocabulary = Vocabulary(names, args.data["special_symbols"])
+    model = build_model(args.model, src_vocab=vocabulary, trg_vocab=vocabulary)
+    model.loss_function = (args.train.loss, args.train.label_smoothing)
+    return model
 
 
 def attempts(directory: Path) -> list[Path]:

@@ -15,7 +15,18 @@ RECORD = {
     "wall_seconds": 1.5,
     "command": "python scripts/experiment.py",
 }
+TRANSLATION = RECORD | {
+    "experiment": "iwslt",
+    "row": "qrnn-small",
+    "metrics": {
+        **{"dev_bleu": 1.234, "test_bleu": 2.345, "dev_perplexity": 3.456, "test_perplexity": 4},
+        **{"parameters": 1_172_224, "updates": 10, "characters": 21_030_000},
+    },
+    "data": {"name": "iwslt", "official": False, "note": "NOT OFFICIAL: lower-cased"},
+    "attention": {"source": ["a", "b"], "target": ["c"], "weights": [[0.25, 0.75]]},
+}
 PAGE = "# x\n<!-- imdb -->\nold\n<!-- /imdb -->\n"
+PAGE += "<!-- iwslt -->\n<!-- /iwslt -->\n<!-- bench-translation -->\n<!-- /bench-translation -->\n"
 PAGE += "<!-- bench-figure4 -->\n<!-- /bench-figure4 -->\nend\n"
 
 
@@ -50,6 +61,21 @@ def test_every_number_is_rendered_beside_its_data_and_record(project):
     page = (project / "README.md").read_text(encoding="utf-8")
     assert row.format("reports/") in page
     assert "old" not in page and page.startswith("# x\n") and page.endswith("end\n")
+
+
+def test_a_translation_is_rendered_with_its_attention(project):
+    path = records.write(records.RESULTS, TRANSLATION)
+    report.main()
+    page = (project / "reports/README.md").read_text(encoding="utf-8")
+    row = "| qrnn-small | NOT OFFICIAL: lower-cased; 5,000 reviews | 1.17 | 21.0 | 3.46 | 1.23 "
+    row += f"| 2.35 | 19.41 | 12.34 | [{path.name}](results/{path.name}) |"
+    assert row in page
+    assert "](iwslt-qrnn-small-seed1.svg)" in page
+    plot = (project / "reports/iwslt-qrnn-small-seed1.svg").read_text(encoding="utf-8")
+    assert plot.startswith("<?xml")
+    report.main()
+    again = (project / "reports/iwslt-qrnn-small-seed1.svg").read_text(encoding="utf-8")
+    assert again == plot
 
 
 def test_rendering_twice_gives_the_same_bytes(project):

@@ -38,7 +38,9 @@ class Commands:
             n = len(self.called)
             folder.mkdir(parents=True)
             (folder / "train.log").write_text(LOG.format(9 + n, 100 * n, 1000 * n))
-            torch.save({"model_state": {"w": torch.zeros(3, 5)}}, folder / f"{100 * n}.ckpt")
+            state = {"model_state": {"w": torch.zeros(3, 5)}}
+            state["stats_state"] = {"steps": 100 * n, "total_tokens": 7 * n}
+            torch.save(state, folder / f"{100 * n}.ckpt")
             (folder / "latest.ckpt").symlink_to(f"{100 * n}.ckpt")
             (folder / "best.ckpt").symlink_to(f"{100 * n}.ckpt")
             (folder / "validations.txt").write_text(
@@ -69,6 +71,7 @@ def commands(monkeypatch, tmp_path):
     Path("config.yaml").write_text(yaml.safe_dump(CONFIG))
     fake = Commands()
     monkeypatch.setattr(with_joeynmt, "call", fake)
+    monkeypatch.setattr(with_joeynmt, "scored", lambda directory: ({"dev_perplexity": 3.5}, {}))
     return fake
 
 
@@ -86,7 +89,11 @@ def test_a_run_ends_in_a_record(commands):
     assert settings["data"]["src"]["lang"] == "nl" and settings["use_cuda"] is False
     metrics = record["metrics"]
     assert metrics["dev_bleu"] == pytest.approx(100) and 0 < metrics["test_bleu"] < 60
-    assert metrics["parameters"] == 15 and metrics["train_chars_per_second"] == 1000
+    assert (
+        metrics["parameters"] == 15
+        and metrics["characters"] == 7
+        and metrics["train_chars_per_second"] == 1000
+    )
     assert metrics["updates"] == metrics["best_step"] == 100
     assert record["history"] == [{"steps": 100, "bleu": 1.5, "ppl": 9, "lr": 0.001}]
     assert record["wall_seconds"] == 10.5
