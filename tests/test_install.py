@@ -3,12 +3,14 @@
 import shutil
 import subprocess
 import sys
+import sysconfig
 import venv
 import zipfile
 from email import message_from_string
 from pathlib import Path
 
 import pytest
+import yaml
 
 from qrnn import __version__
 
@@ -75,10 +77,33 @@ def test_metadata(wheels, kind):
         assert f"{info}/licenses/LICENSE" in wheel.namelist()
     needs = metadata.get_all("Requires-Dist")
     assert [need[:5] for need in needs if "extra ==" not in need] == ["torch"]
-    extras = ["cpu", "allennlp", "joeynmt", "cuda12", "cuda13", "test", "bench"]
+    extras = ["cpu", "allennlp", "joeynmt", "cuda12", "cuda13", "test"]
+    extras += ["scripts", "bench"]
     assert metadata.get_all("Provides-Extra") == extras
     assert metadata["License-Expression"] == "BSD-3-Clause"
     assert metadata.get_payload() == (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def train_with_joeynmt(python, packages):
+    """`python -m joeynmt train`, which fails on such a config where joeynmt does not know qrnn."""
+    # lends this environment's packages, but none of its .pth files: neither its hook nor its qrnn
+    (packages / "lent.pth").write_text(sysconfig.get_path("purelib"))
+    folder = packages.parent
+    for name in ["train.de", "train.en", "dev.de", "dev.en"]:
+        (folder / name).write_text("ab\nabba\n")
+    (folder / "vocab.txt").write_text("a\nb\n")
+    config = yaml.safe_load((ROOT / "configs/iwslt_quick.yaml").read_text(encoding="utf-8"))
+    config["data"] |= {"train": "train", "dev": "dev", "test": None}
+    for side in ("src", "trg"):
+        config["data"][side]["voc_file"] = "vocab.txt"
+    config["training"] |= {"updates": 1, "logging_freq": 1, "validation_freq": 2}
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    # compiling would take longer than all the rest
+    (folder / "numba.py").write_text("raise ModuleNotFoundError('no numba', name='numba')")
+    said = run(python, "-m", "joeynmt", "train", "config.yaml", "--skip-test", cwd=folder)
+    assert "joeynmt.qrnn - QRNN encoder and decoder built" in said
+    assert (folder / "runs/iwslt_quick/1.ckpt").exists()
+    (packages / "lent.pth").unlink()
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -97,6 +122,7 @@ def test_the_hook_is_installed_and_uninstalled(wheels, source, python, kind):
         "True False",
         str(place / "qrnn/__init__.py"),
     ]
+    train_with_joeynmt(python, packages)
     run(*pip, "uninstall", "--yes", "qrnn")
     assert not list(packages.glob("*qrnn*"))
     assert run(python, "-c", "import sys; print(sys.meta_path[0].__name__)") == "BuiltinImporter\n"

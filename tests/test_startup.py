@@ -1,4 +1,4 @@
-"""The start-up hook, in a bare virtual environment with stand-ins for allennlp and qrnn."""
+"""The start-up hook, in a bare virtual environment with stand-ins for the frameworks and qrnn."""
 
 import os
 import subprocess
@@ -21,6 +21,14 @@ STAND_INS = {
         print('compat')
         def mend(): print('mend')
         def extend(): print('extend')
+    """,
+    "joeynmt/__init__.py": "",
+    "joeynmt/model.py": "print('model')",
+    "joeynmt/search.py": "import joeynmt.model; print('search')",
+    "qrnn/joeynmt/__init__.py": "raise RuntimeError('it would import joeynmt')",
+    "qrnn/joeynmt/compat.py": """
+        def extend(): print('extend')
+        def extend_search(): print('extend_search')
     """,
 }
 
@@ -66,6 +74,13 @@ def env(empty):
 def test_acts_once_before_allennlp_and_once_after_its_commands(env):
     ran = env.run("import allennlp.commands; import allennlp, allennlp.commands")
     assert ran == ["compat", "mend", "allennlp", "commands", "extend"]
+
+
+def test_acts_after_joeynmts_model_and_after_its_search(env):
+    expected = ["model", "extend", "search", "extend_search"]
+    assert env.run("import joeynmt.search, joeynmt.model") == expected
+    assert env.run("import joeynmt.model") == expected[:2]
+    assert env.run("import joeynmt.search", QRNN_STARTUP="0") == ["model", "search"]
 
 
 def test_the_start_costs_next_to_nothing(env):

@@ -33,6 +33,8 @@ def extend() -> None:
     - `training: bucket: N` makes batches of sentences of similar length, for any model.
     - `testing: beam_ranking: "qrnn"` ranks by equation 9 of the QRNN paper, for any model (and
       extend_search()).
+    - `random_seed` fixes the start values of training as well, of any model and where joeynmt's
+      command is what is run: joeynmt itself sets it when they are drawn already.
     - `scheduling: "plateau"` works: torch 2.7 took the option `verbose` from the scheduler.
 
     Raises ImportError for versions of joeynmt and torch that this file was not tested with.
@@ -44,6 +46,7 @@ def extend() -> None:
     _replace(model, "RecurrentEncoder", _build_encoder)
     _replace(model, "RecurrentDecoder", _build_decoder)
     _replace(model, "initialize_model", _initialize_model)
+    _replace(config, "parse_global_args", _parse_global_args)
     _replace(config, "parse_train_args", _parse_train_args)
     _replace(config, "parse_test_args", _parse_test_args)
     _replace(datasets.SentenceBatchSampler, "__iter__", _iterate)
@@ -143,6 +146,15 @@ def _initialize_model(original: Any, model: Any, *args: Any, **kwargs: Any) -> N
     for part in ours.values():
         part.reset_qrnn()
     get_logger(LOGGER).info("QRNN encoder and decoder built, with their own start values.")
+
+
+def _parse_global_args(original: Any, *args: Any, **kwargs: Any) -> Any:
+    """Is called right before the model is built."""
+    from joeynmt.helpers import set_seed
+
+    parsed = original(*args, **kwargs)
+    set_seed(parsed.seed)
+    return parsed
 
 
 def _parse_train_args(original: Any, cfg: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
