@@ -27,8 +27,10 @@ POOLS = ("pool_summarise", "pool_forward", "pool_backward_summarise", "pool_back
 SCANS = ("carry", "recurrence_summarise", "recurrence")
 BLOCK = 64  # threads; small, so that few columns still reach many multiprocessors
 COLUMNS_PER_SM = 512  # with this many, one multiprocessor has enough loads in flight
-LEAST_CHUNK = 64  # steps
+LEAST_CHUNK = 64  # steps, a multiple of UNROLL
+FEWEST_CHUNKS = 4  # fewer do not make up for reading the input twice
 MOST_CHUNKS = 65_535  # CUDA's limit on a grid's second dimension
+UNROLL = 8  # as in pooling.cu
 
 SHAPE = np.dtype(
     [(name, np.int64) for name in ("T", "B", "D", "H", "chunk", "lengths")]
@@ -92,7 +94,10 @@ class _Grid:
         self.like, self.columns = like, B * D * H
         wanted = _multiprocessors(like.device) * COLUMNS_PER_SM // max(self.columns, 1)
         chunk = max(LEAST_CHUNK, -(-T // min(max(wanted, 1), MOST_CHUNKS)))
-        self.chunks = max(-(-T // chunk), 1)
+        chunk += -chunk % UNROLL
+        self.chunks = -(-T // chunk)
+        if self.chunks < FEWEST_CHUNKS:
+            self.chunks, chunk = 1, max(T, 1)
         self.blocks = -(-self.columns // BLOCK)
         self.lengths = lengths
         start = 0 if lengths is None else lengths.data_ptr()

@@ -136,6 +136,15 @@ def test_inputs_need_not_be_contiguous(cuda):
     agree(cuda.pool(gates, *arguments), reference.pool(gates, *arguments), torch.float32)
 
 
+@pytest.mark.parametrize(
+    ("T", "H", "chunks"), [(192, 64, 1), (193, 64, 4), (65_536, 320, 211), (10_000, 30_000, 1)]
+)
+def test_chunks_fill_the_gpu_and_are_whole_blocks_of_loads(cuda, T, H, chunks):
+    grid = cuda._Grid(torch.empty(0), T, 1, 1, H, None, False)
+    assert grid.chunks == chunks
+    assert chunks == 1 or grid.shape["chunk"][0] % cuda.UNROLL == 0
+
+
 def test_many_columns_are_not_cut_into_chunks(cuda):
     gates = torch.randn(70, 256, 3 * 300)
     cuda.pool(gates, None, None, None, "fo", "forward", 0.0, False)
