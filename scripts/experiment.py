@@ -19,7 +19,11 @@ import with_allennlp
 import with_joeynmt
 from fetch import read_json, write_atomically
 
-FRAMEWORKS: dict[str, ModuleType] = {"imdb": with_allennlp, "iwslt": with_joeynmt}
+FRAMEWORKS: dict[str, ModuleType] = {
+    "imdb": with_allennlp,
+    "iwslt": with_joeynmt,
+    "ptb": with_allennlp,
+}
 
 
 def main() -> None:

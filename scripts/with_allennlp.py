@@ -9,7 +9,7 @@ from typing import Any
 import records
 from fetch import read_json
 
-TEST = "test.jsonl"  # beside the training data
+MEASURES = {"accuracy": "dev", "perplexity": "valid"}  # and the field's name of the part chosen on
 
 
 def train(config: Path, directory: Path, seed: int, overrides: dict[str, Any]) -> None:
@@ -24,7 +24,7 @@ def evaluate(directory: Path) -> None:
     measured = directory / "test.json"
     if measured.exists():
         return
-    test = Path(read_json(directory / "config.json")["train_data_path"]).with_name(TEST)
+    test = Path(read_json(directory / "config.json")["train_data_path"]).with_stem("test")
     part = directory / "test.part"
     call("evaluate", directory / "model.tar.gz", test, "--output-file", part)
     part.replace(measured)
@@ -34,12 +34,14 @@ def outcome(directory: Path) -> dict[str, Any]:
     told, best, test = (
         read_json(directory / name) for name in ("run.json", "metrics.json", "test.json")
     )
-    kept = ("epoch", "seconds", "training_loss", "training_acc", "validation_")
+    kept = ("epoch", "seconds", "training_loss", "training_tokens", "validation_")
+    kept += tuple(f"training_{measure}" for measure in MEASURES)
     config = read_json(directory / "config.json")
+    [measure] = [name for name in MEASURES if name in test]
     return {
         "metrics": {
-            "dev_accuracy": best["best_validation_accuracy"],
-            "test_accuracy": test["accuracy"],
+            f"{MEASURES[measure]}_{measure}": best[f"best_validation_{measure}"],
+            f"test_{measure}": test[measure],
             "best_epoch": best["best_epoch"],
             "parameters": told["parameters"],
         },

@@ -73,6 +73,17 @@ def test_a_run_ends_in_a_record(commands):
     assert evaluate[2] == "data/imdb/test.jsonl"
 
 
+def test_a_language_model_is_measured_by_its_perplexity(tmp_path):
+    told = {"history": [], "data": META, "vectors": None, "parameters": 7}
+    best = {"best_validation_perplexity": 82.1, "best_epoch": 70}
+    for name, content in (("run", told), ("metrics", best), ("test", {"perplexity": 78.3})):
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    (tmp_path / "config.json").write_text("{}")
+    assert with_allennlp.outcome(tmp_path)["metrics"] == {
+        "valid_perplexity": 82.1, "test_perplexity": 78.3, "best_epoch": 70, "parameters": 7
+    }  # fmt: skip
+
+
 def test_a_finished_run_is_not_repeated(commands):
     assert run() == run()
     assert len(commands.called) == 2
