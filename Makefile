@@ -2,7 +2,7 @@
 #   PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make install
 PYTHON ?= python3
 
-.PHONY: help install quick test lint data-imdb data-iwslt bench gpu-check report lock clean
+.PHONY: help install quick test lint data-imdb data-iwslt data-ptb bench gpu-check report lock clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -25,6 +25,9 @@ data-imdb: install  ## download and prepare IMDb, MIRROR=folder or URL prefix wi
 
 data-iwslt: install  ## the same for IWSLT 2016 German-English; LOWER=1 lower-cases all of it
 	.venv/bin/python scripts/iwslt.py $(if $(MIRROR),--mirror "$(MIRROR)") $(if $(LOWER),--lower)
+
+data-ptb: install  ## the same for the Penn Treebank
+	.venv/bin/python scripts/ptb.py $(if $(MIRROR),--mirror "$(MIRROR)")
 
 bench: install  ## compare the speed with nn.LSTM, into reports/results
 	.venv/bin/python scripts/benchmark.py

@@ -46,7 +46,7 @@ def outcome(directory: Path) -> dict[str, Any]:
             "parameters": told["parameters"],
         },
         "history": [{k: v for k, v in e.items() if k.startswith(kept)} for e in told["history"]],
-        "data": told["data"] | {"vectors": told["vectors"]},
+        "data": told["data"] | ({"vectors": told["vectors"]} if told["vectors"] else {}),
         "config_sha256": records.sha256(json.dumps(config, sort_keys=True)),
         "wall_seconds": round(sum(e["seconds"] for e in told["history"]), 1),
     }

@@ -27,6 +27,10 @@ class RunFile(TrainerCallback):
 
     `data` is the meta.json beside the training data, so that a run on other than the official
     content says so. An epoch's seconds are its own: after --recover the earlier ones are kept.
+
+    For a model that returns how many "tokens" it was given, an epoch has
+    training_tokens_per_second: from the end of its first step to the end of its last, no validation
+    in it.
     """
 
     def __init__(self, serialization_dir: str) -> None:
@@ -34,6 +38,9 @@ class RunFile(TrainerCallback):
         self.path = Path(serialization_dir) / "run.json"
         self.run: Dict[str, Any] = {}
         self.since = 0.0
+        self.steps_since: Optional[float] = None  # the end of the epoch's first step
+        self.steps_until = 0.0
+        self.tokens = 0  # of the steps after the first
 
     def on_start(self, trainer: Any, is_primary: bool = True, **kwargs: Any) -> None:
         super().on_start(trainer, is_primary, **kwargs)
@@ -57,6 +64,25 @@ class RunFile(TrainerCallback):
         self._write()
         self.since = time.monotonic()
 
+    def on_batch(
+        self,
+        trainer: Any,
+        batch_inputs: Any,
+        batch_outputs: List[Dict[str, Any]],
+        batch_metrics: Dict[str, Any],
+        epoch: int,
+        batch_number: int,
+        is_training: bool,
+        **kwargs: Any,
+    ) -> None:
+        if not is_training:
+            return
+        self.steps_until = time.monotonic()
+        if self.steps_since is None:
+            self.steps_since = self.steps_until
+        else:
+            self.tokens += sum(outputs.get("tokens", 0) for outputs in batch_outputs)
+
     def on_epoch(
         self,
         trainer: Any,
@@ -70,6 +96,10 @@ class RunFile(TrainerCallback):
         now = time.monotonic()
         numbers = {k: v for k, v in metrics.items() if isinstance(v, (int, float))}
         entry = {"epoch": epoch, "seconds": round(now - self.since, 3), **numbers}
+        if self.steps_since is not None and self.tokens:
+            rate = self.tokens / (self.steps_until - self.steps_since)
+            entry["training_tokens_per_second"] = round(rate, 1)
+        self.steps_since, self.tokens = None, 0
         self.since = now
         before = [other for other in self.run["history"] if other["epoch"] < epoch]
         self.run["history"] = [*before, entry]

@@ -1,0 +1,189 @@
+"""A word-level language model that runs over a stream in pieces.
+
+T steps, B rows of the stream, I input features, H hidden units, V words, N = T * B.
+"""
+
+import math
+from typing import Any, Dict, Optional
+
+import torch
+from allennlp.common.checks import ConfigurationError
+from allennlp.data import Vocabulary
+from allennlp.models import Model
+from allennlp.nn import InitializerApplicator
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from qrnn.allennlp.streams import NAMESPACE
+from qrnn.functional import check, check_choice, check_probability
+from qrnn.layers import QRNN, QRNNState
+
+RNNS: Dict[str, Any] = {"qrnn": QRNN, "lstm": nn.LSTM}
+FIXED = ("batch_first", "bidirectional", "proj_size")  # options that a stream leaves no choice in
+LOGITS = 1 << 23  # how many are in memory at a time
+
+
+class _SummedCrossEntropy(torch.autograd.Function):
+    """See `summed_cross_entropy`. The loss is a scalar: its gradients are made with its value."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor) -> Tensor:
+        wanted = any(ctx.needs_input_grad)
+        grads = [torch.zeros_like(x) for x in (hidden, weight, bias)] if wanted else []
+        rows = max(1, LOGITS // len(weight))
+        total = torch.zeros((), device=hidden.device, dtype=_exact(hidden.dtype))
+        for start in range(0, len(hidden), rows):
+            h, t = hidden[start : start + rows], targets[start : start + rows, None]
+            logits = F.linear(h, weight, bias)
+            dtype = logits.dtype  # under autocast another one than the parameters'
+            logits = logits.to(_exact(dtype))
+            log_sum = logits.logsumexp(1, keepdim=True)
+            total += (log_sum - logits.gather(1, t)).sum()
+            if wanted:
+                grad = logits.sub_(log_sum).exp_()
+                grad.scatter_add_(1, t, torch.full_like(log_sum, -1))
+                grads[2] += grad.sum(0)
+                grad = grad.to(dtype)
+                grads[0][start : start + rows] = grad @ weight
+                grads[1] += grad.t() @ h
+        ctx.save_for_backward(*grads)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_total: Tensor) -> Any:
+        return (*((grad_total * grad).to(grad.dtype) for grad in ctx.saved_tensors), None)
+
+
+def _exact(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
+
+
+def summed_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor) -> Tensor:
+    """The sum of F.cross_entropy(F.linear(hidden, weight, bias), targets), without all its memory.
+
+    hidden (N, H), weight (V, H), bias (V,), targets (N,) integers. The N * V logits, most of a
+    language model's memory, are made for some rows at a time, and their gradients with them, so
+    that no more multiplications are made than for all at once. In 16-bit types the softmax and the
+    sum are float32. Not differentiable twice.
+    """
+    inputs = (hidden, weight, bias)
+    if not torch.is_grad_enabled():
+        inputs = (hidden.detach(), weight.detach(), bias.detach())
+    return _SummedCrossEntropy.apply(*inputs, targets)
+
+
+class _Stream:
+    """Where a pass over a stream has come to: the state, and what has been predicted so far."""
+
+    def __init__(self) -> None:
+        self.state: Any = None
+        self.forget_counts()
+
+    def forget_counts(self) -> None:
+        self.nats = 0.0  # sum of -log p
+        self.tokens = 0
+
+
+@Model.register("language_model")
+class LanguageModel(Model):
+    """Embedding, recurrent layers and softmax over the words of a "token_stream" data loader.
+
+    The state after a piece (the QRNN's windows included) is where the next one starts, cut from
+    the graph. It starts anew with each epoch and each evaluation, and those of training and of
+    evaluation do not touch each other. It is not part of the state_dict.
+
+    "loss", which is optimised, is summed over time and averaged over the batch, as in Zaremba et
+    al. 2014 and, going by its learning rates, in Bradbury et al. 2016; it is not per word. The
+    metric "perplexity" is exp of the mean of -log p over all words since it was last reset.
+
+    Args:
+        rnn: {"type": "qrnn" or "lstm", "input_size": ..., "hidden_size": ...} and other options of
+            `QRNN` or `nn.LSTM`. The embeddings have its input_size.
+        dropout: rate on the embeddings and on the last layer's output. `rnn` has its own option
+            for that between layers.
+        initializer: of AllenNLP. Without one, embeddings start as N(0, 1), the softmax's weights
+            as N(0, 1 / fan-in), its biases at 0, and the recurrent layers as they are.
+    """
+
+    def __init__(
+        self,
+        vocab: Vocabulary,
+        rnn: Dict[str, Any],
+        dropout: float = 0.0,
+        initializer: Optional[InitializerApplicator] = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(vocab, **kwargs)
+        if vocab.is_padded(NAMESPACE):
+            raise ConfigurationError(
+                'model "language_model": the vocabulary has words for padding and unknown that '
+                f'never occur. Set "vocabulary": {{"non_padded_namespaces": ["{NAMESPACE}"]}}'
+            )
+        words = vocab.get_vocab_size(NAMESPACE)
+        try:
+            check_probability("dropout", dropout)
+            options = dict(rnn)
+            self.rnn = _build(options.pop("type", None), options)
+        except (TypeError, ValueError) as error:
+            raise ConfigurationError(f'model "language_model": {error}') from error
+        self.embedding = nn.Embedding(words, self.rnn.input_size)
+        self.softmax = nn.Linear(self.rnn.hidden_size, words)
+        self.dropout = dropout
+        with torch.no_grad():
+            self.embedding.weight.normal_()
+            self.softmax.weight.normal_(std=self.softmax.in_features**-0.5)
+            self.softmax.bias.zero_()
+        if initializer is not None:
+            initializer(self)
+        self._streams = {True: _Stream(), False: _Stream()}  # of training and of evaluation
+
+    def forward(self, tokens: Tensor, targets: Tensor, start: bool) -> Dict[str, Any]:
+        """tokens, targets (T, B): a piece and its next words; start: whether it is the first one.
+
+        Returns {"loss": a scalar, "tokens": T * B}.
+        """
+        stream = self._streams[self.training]
+        if start or stream.state is None:  # None after --recover from inside an epoch
+            stream.state = _initial_state(self.rnn, tokens.shape[1])
+        x = F.dropout(self.embedding(tokens), self.dropout, self.training)
+        output, state = self.rnn(x, stream.state)
+        stream.state = _detached(state)
+        output = F.dropout(output, self.dropout, self.training)
+        total = summed_cross_entropy(
+            output.flatten(0, 1), self.softmax.weight, self.softmax.bias, targets.flatten()
+        )
+        # The trainer waits for the loss here as well.
+        stream.nats += total.item()
+        stream.tokens += targets.numel()
+        return {"loss": total / targets.shape[1], "tokens": targets.numel()}
+
+    def get_metrics(self, reset: bool = False) -> Dict[str, float]:
+        stream = self._streams[self.training]
+        if not stream.tokens:
+            return {}
+        mean = stream.nats / stream.tokens
+        if reset:
+            stream.forget_counts()
+        return {"perplexity": math.exp(mean) if mean < 700 else math.inf}
+
+
+def _build(rnn_type: Any, options: Dict[str, Any]) -> Any:
+    check_choice("rnn type", rnn_type, RNNS)
+    for name in FIXED:
+        check(name not in options, "rnn", f"no option {name} in a language model", options)
+    rnn = RNNS[rnn_type](**options)
+    _initial_state(rnn, 0)  # raises for a QRNN that cannot run in pieces
+    return rnn
+
+
+def _initial_state(rnn: Any, batch_size: int) -> Any:
+    if isinstance(rnn, QRNN):
+        return rnn.initial_state(batch_size)
+    zeros = rnn.weight_hh_l0.new_zeros(rnn.num_layers, batch_size, rnn.hidden_size)
+    return zeros, zeros
+
+
+def _detached(state: Any) -> Any:
+    return state.detach() if isinstance(state, QRNNState) else tuple(s.detach() for s in state)
