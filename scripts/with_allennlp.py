@@ -34,8 +34,8 @@ def outcome(directory: Path) -> dict[str, Any]:
     told, best, test = (
         read_json(directory / name) for name in ("run.json", "metrics.json", "test.json")
     )
-    kept = ("epoch", "seconds", "training_loss", "training_tokens", "validation_")
-    kept += tuple(f"training_{measure}" for measure in MEASURES)
+    training = (f"training_{name}" for name in ("loss", "tokens", *MEASURES))
+    kept = ("epoch", "seconds", "validation_", *training)
     config = read_json(directory / "config.json")
     [measure] = [name for name in MEASURES if name in test]
     return {
