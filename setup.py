@@ -43,8 +43,8 @@ EXTRAS = {
         "tqdm>=4.70,<5",
         "transformers>=4.49,<6",
     ],
-    # importlib_metadata: joeynmt imports it and does not declare it; sentencepiece: newer ones break
-    # its tokenizer
+    # joeynmt imports importlib_metadata without declaring it; a newer sentencepiece breaks its
+    # tokenizer.
     "joeynmt": ["importlib_metadata>=8,<11", "joeynmt==2.3.0", "sentencepiece<=0.2.1"],
     "cuda12": ["cupy-cuda12x"],
     "cuda13": ["cupy-cuda13x"],
