@@ -24,19 +24,20 @@ def main() -> None:
     sample_translation.write(mirror)
     iwslt.prepare(str(mirror), SAMPLE / "iwslt", cache)
 
-    rows: list[tuple[str, ...]] = [("task", "measure", "dev", "test", "parameters", "training")]
+    rows: list[tuple[str, ...]] = [("run", "measure", "dev", "test", "parameters", "training")]
     paths = []
-    for name, config, measure in (
-        ("imdb", "configs/imdb_quick.jsonnet", "accuracy"),
-        ("iwslt", "configs/iwslt_quick.yaml", "bleu"),
+    for name, config, row, measure in (
+        ("imdb", "configs/imdb_quick.jsonnet", "quick", "accuracy"),
+        ("iwslt", "configs/iwslt_quick.yaml", "quick", "bleu"),
+        ("iwslt", "configs/iwslt_quick_lstm.yaml", "quick-lstm", "bleu"),
     ):
-        path = experiment.run(name, Path(config), "quick", runs=RUNS, results=RUNS / "results")
+        path = experiment.run(name, Path(config), row, runs=RUNS, results=RUNS / "results")
         record = json.loads(path.read_text(encoding="utf-8"))
         metrics = record["metrics"]
         scale = 100 if measure == "accuracy" else 1
         dev, test = (f"{scale * metrics[f'{part}_{measure}']:.1f}" for part in ("dev", "test"))
         seconds = f"{record['wall_seconds']:.0f} s"
-        rows.append((name, measure, dev, test, f"{metrics['parameters']:,}", seconds))
+        rows.append((path.stem, measure, dev, test, f"{metrics['parameters']:,}", seconds))
         paths.append(path)
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     print("\nGenerated samples, not the real corpora:")
