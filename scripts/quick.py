@@ -41,8 +41,8 @@ def main() -> None:
         paths.append(path)
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     print("\nGenerated samples, not the real corpora:")
-    for row in rows:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)))
+    for line in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)))
     for path in paths:
         print(f"record  {path}    run  {RUNS / path.stem}")
 
