@@ -1,0 +1,89 @@
+"""Compares start values of the PTB language model on validation: python scripts/ptb_start.py
+
+The paper does not state how its weights and forget gates' biases start. Each choice below trains
+configs/ptb.jsonnet, narrower if --size says so, for a few epochs; the test part is not touched. An
+interrupted comparison is continued.
+"""
+
+import argparse
+import shlex
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import records
+import with_allennlp
+from fetch import read_json
+
+CONFIG = Path("configs/ptb.jsonnet")
+
+
+def uniform(bound: float) -> dict[str, Any]:
+    return {"type": "uniform", "a": -bound, "b": bound}
+
+
+DEFAULT = "embeddings N(0, 1), weights N(0, 1 / fan-in), biases 0"
+WEIGHTS: dict[str, list[Any]] = {
+    DEFAULT: [],
+    "embeddings U(-1, 1), gates Xavier with gain 1.5, softmax U(-0.05, 0.05), biases 0": [
+        ["embedding.weight", uniform(1)],
+        ["rnn.*weight", {"type": "xavier_uniform", "gain": 1.5}],
+        ["softmax.weight", uniform(0.05)],
+    ],
+    "U(-0.05, 0.05) everywhere": [[".*", uniform(0.05)]],
+}
+CHOICES = [(DEFAULT, bias) for bias in (0, 1, -1)] + [(w, 0) for w in WEIGHTS if w != DEFAULT]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--size", type=int, default=640, help="units of each layer")
+    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--runs", type=Path, default=Path("runs"))
+    parser.add_argument("--results", type=Path, default=records.RESULTS)
+    print(compare(**vars(parser.parse_args())))
+
+
+def compare(size: int, epochs: int, seed: int, runs: Path, results: Path) -> Path:
+    started = time.monotonic()
+    table = []
+    for number, (weights, forget_bias) in enumerate(CHOICES):
+        directory = runs / f"ptb-start-{size}-seed{seed}" / str(number)
+        overrides: dict[str, Any] = {
+            "model.rnn.input_size": size,
+            "model.rnn.hidden_size": size,
+            "model.rnn.forget_bias": forget_bias,
+            "model.initializer": {"regexes": WEIGHTS[weights]},
+            "trainer.num_epochs": epochs,
+        }
+        with_allennlp.train(CONFIG, directory, seed, overrides)
+        for epoch in read_json(directory / "run.json")["history"]:
+            table.append(
+                {
+                    "weights": weights,
+                    "forget_bias": forget_bias,
+                    "epoch": epoch["epoch"] + 1,
+                    "train_perplexity": epoch["training_perplexity"],
+                    "valid_perplexity": epoch["validation_perplexity"],
+                }
+            )
+    return records.write(
+        results,
+        {
+            "experiment": "ptb-start",
+            "row": str(size),
+            "seed": seed,
+            "table": table,
+            "data": read_json(directory / "run.json")["data"],
+            "device": records.device(),
+            "config_sha256": records.sha256(CONFIG.read_text(encoding="utf-8")),
+            "wall_seconds": round(time.monotonic() - started, 1),
+            "command": shlex.join(["python", *sys.argv]),
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()
