@@ -66,6 +66,8 @@ class QRNNLayer(nn.Module):
         masked: True: step t sees steps t-k+1 ... t, as in the paper. False: the window is centred
             (an even one reaches one step further ahead). In reverse all this is mirrored.
         zoneout, zoneout_eval: see `functional.pool`.
+        weight_dropout: rate at which the weight's elements are dropped in training, the same ones
+            for all steps and sequences of a call (DropConnect, as in Merity et al. 2017).
         forget_bias: start value of the forget gate's bias (the paper states none).
         device, dtype: of the parameters, as everywhere in torch.nn.
 
@@ -87,6 +89,7 @@ class QRNNLayer(nn.Module):
         masked: bool = True,
         zoneout: float = 0.0,
         zoneout_eval: str = "mean",
+        weight_dropout: float = 0.0,
         forget_bias: float = 0.0,
         device: Any = None,
         dtype: Any = None,
@@ -98,6 +101,7 @@ class QRNNLayer(nn.Module):
         check_choice("pooling", pooling, GATES)
         check_probability("zoneout", zoneout)
         check_choice("zoneout_eval", zoneout_eval, ZONEOUT_EVAL)
+        check_probability("weight_dropout", weight_dropout)
         check_number("forget_bias", forget_bias)
         check(bias or not forget_bias, "forget_bias", "0 in a layer without bias", forget_bias)
         self.input_size = input_size
@@ -108,6 +112,7 @@ class QRNNLayer(nn.Module):
         self.masked = masked
         self.zoneout = zoneout
         self.zoneout_eval = zoneout_eval
+        self.weight_dropout = float(weight_dropout)
         self.forget_bias = forget_bias
         self.directions = 2 if bidirectional else 1
         rows = self.directions * GATES[pooling] * hidden_size
@@ -129,7 +134,12 @@ class QRNNLayer(nn.Module):
             f"{self.input_size}, {self.hidden_size}, kernel_size={self.kernel_size}, "
             f"pooling={self.pooling!r}"
         )
-        for name, default in (("bidirectional", False), ("masked", True), ("zoneout", 0.0)):
+        for name, default in (
+            ("bidirectional", False),
+            ("masked", True),
+            ("zoneout", 0.0),
+            ("weight_dropout", 0.0),
+        ):
             if getattr(self, name) != default:
                 text += f", {name}={getattr(self, name)}"
         return text if self.bias is not None else text + ", bias=False"
@@ -147,15 +157,16 @@ class QRNNLayer(nn.Module):
         which with masked windows the last k - 1 rows are the window for what comes after x.
         """
         steps, k = len(x), self.kernel_size
+        weight = F.dropout(self.weight, self.weight_dropout, self.training)
         if k == 1:
-            return F.linear(x, self.weight, self.bias), x
+            return F.linear(x, weight, self.bias), x
         left = k - 1 if self.masked else (k - 1) // 2
         right = k - 1 - left
         if window is None:
             padded = F.pad(x, (0, 0, 0, 0, left, right))
         else:
             padded = torch.cat([window, x])
-        weights = self.weight.chunk(self.directions)
+        weights = weight.chunk(self.directions)
         biases = [None] if self.bias is None else self.bias.chunk(self.directions)
         gates = F.linear(self._windows(padded, steps, False), weights[0], biases[0])
         if self.bidirectional:
@@ -284,6 +295,7 @@ class QRNN(nn.Module):
         pooling: "f", "fo" or "ifo".
         zoneout: rate at which forget gates are set to 1 in training; zoneout_eval ("mean" or
             "none") is what stands for it in evaluation. See `functional.pool`.
+        weight_dropout: rate on the elements of every layer's weight, see `QRNNLayer`.
         dense: every layer's input is concatenated to its output to make the next layer's input
             (section 2.1 of the paper); the output is still the last layer's alone.
         masked: whether windows end at their own step (the paper's masked convolution) or are
@@ -310,6 +322,7 @@ class QRNN(nn.Module):
         pooling: str = "fo",
         zoneout: float = 0.0,
         zoneout_eval: str = "mean",
+        weight_dropout: float = 0.0,
         dense: bool = False,
         masked: bool = True,
         forget_bias: float = 0.0,
@@ -344,6 +357,7 @@ class QRNN(nn.Module):
                 masked=masked,
                 zoneout=zoneout,
                 zoneout_eval=zoneout_eval,
+                weight_dropout=weight_dropout,
                 forget_bias=forget_bias,
                 device=device,
                 dtype=dtype,

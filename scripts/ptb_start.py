@@ -24,16 +24,35 @@ def uniform(bound: float) -> dict[str, Any]:
 
 
 DEFAULT = "embeddings N(0, 1), weights N(0, 1 / fan-in), biases 0"
-WEIGHTS: dict[str, list[Any]] = {
-    DEFAULT: [],
-    "embeddings U(-1, 1), gates Xavier with gain 1.5, softmax U(-0.05, 0.05), biases 0": [
-        ["embedding.weight", uniform(1)],
-        ["rnn.*weight", {"type": "xavier_uniform", "gain": 1.5}],
-        ["softmax.weight", uniform(0.05)],
-    ],
-    "U(-0.05, 0.05) everywhere": [[".*", uniform(0.05)]],
-}
-CHOICES = [(DEFAULT, bias) for bias in (0, 1, -1)] + [(w, 0) for w in WEIGHTS if w != DEFAULT]
+LARGER = "the same, but the second layer's weights {} times as large"
+XAVIER = "embeddings U(-1, 1), gates Xavier with gain 1.5, softmax U(-0.05, 0.05), biases 0"
+UNIFORM = "U(-0.05, 0.05) everywhere"
+
+
+def weights(size: int) -> dict[str, list[Any]]:
+    """The regexes of AllenNLP's initializer for each choice, for layers of `size` units, k = 2."""
+
+    def larger(gain: float) -> list[Any]:
+        normal = {"type": "normal", "mean": 0, "std": gain * (2 * size) ** -0.5}
+        return [["rnn.layers.1.weight", normal]]
+
+    return {
+        DEFAULT: [],
+        XAVIER: [
+            ["embedding.weight", uniform(1)],
+            ["rnn.*weight", {"type": "xavier_uniform", "gain": 1.5}],
+            ["softmax.weight", uniform(0.05)],
+        ],
+        UNIFORM: [[".*", uniform(0.05)]],
+        LARGER.format(2): larger(2),
+        LARGER.format(4): larger(4),
+    }
+
+
+CHOICES = [
+    *((DEFAULT, bias) for bias in (0, 1, -1)),
+    *((name, 0) for name in (XAVIER, UNIFORM, LARGER.format(2), LARGER.format(4))),
+]
 
 
 def main() -> None:
@@ -49,20 +68,20 @@ def main() -> None:
 def compare(size: int, epochs: int, seed: int, runs: Path, results: Path) -> Path:
     started = time.monotonic()
     table = []
-    for number, (weights, forget_bias) in enumerate(CHOICES):
+    for number, (start, forget_bias) in enumerate(CHOICES):
         directory = runs / f"ptb-start-{size}-seed{seed}" / str(number)
         overrides: dict[str, Any] = {
             "model.rnn.input_size": size,
             "model.rnn.hidden_size": size,
             "model.rnn.forget_bias": forget_bias,
-            "model.initializer": {"regexes": WEIGHTS[weights]},
+            "model.initializer": {"regexes": weights(size)[start]},
             "trainer.num_epochs": epochs,
         }
         with_allennlp.train(CONFIG, directory, seed, overrides)
         for epoch in read_json(directory / "run.json")["history"]:
             table.append(
                 {
-                    "weights": weights,
+                    "weights": start,
                     "forget_bias": forget_bias,
                     "epoch": epoch["epoch"] + 1,
                     "train_perplexity": epoch["training_perplexity"],

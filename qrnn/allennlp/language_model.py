@@ -1,10 +1,10 @@
-"""A word-level language model that runs over a stream in pieces.
+"""Word-level language models that run over a stream in pieces.
 
 T steps, B rows of the stream, I input features, H hidden units, V words, N = T * B.
 """
 
 import math
-from typing import Any, Dict, Optional
+from typing import Any, Dict, Optional, Tuple, Union
 
 import torch
 from allennlp.common.checks import ConfigurationError
@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from qrnn.allennlp.streams import NAMESPACE
 from qrnn.functional import check, check_choice, check_probability
-from qrnn.layers import QRNN, QRNNState
+from qrnn.layers import QRNN
 
 RNNS: Dict[str, Any] = {"qrnn": QRNN, "lstm": nn.LSTM}
 FIXED = ("batch_first", "bidirectional", "proj_size")  # options that a stream leaves no choice in
@@ -86,17 +86,81 @@ class _Stream:
         self.tokens = 0
 
 
-@Model.register("language_model")
-class LanguageModel(Model):
-    """Embedding, recurrent layers and softmax over the words of a "token_stream" data loader.
+class StreamModel(Model):
+    """What language models over a "token_stream" share: the state between pieces, and perplexity.
 
     The state after a piece (the QRNN's windows included) is where the next one starts, cut from
     the graph. It starts anew with each epoch and each evaluation, and those of training and of
     evaluation do not touch each other. It is not part of the state_dict.
 
+    The metric "perplexity" is exp of the mean of -log p over all words since it was last reset.
+
+    A subclass has `softmax`, and says what the recurrent layers do.
+    """
+
+    softmax: nn.Linear
+
+    def __init__(self, vocab: Vocabulary, **kwargs: Any) -> None:
+        super().__init__(vocab, **kwargs)
+        if vocab.is_padded(NAMESPACE):
+            raise ConfigurationError(
+                "language model: the vocabulary has words for padding and unknown that "
+                f'never occur. Set "vocabulary": {{"non_padded_namespaces": ["{NAMESPACE}"]}}'
+            )
+        self._streams = {True: _Stream(), False: _Stream()}  # of training and of evaluation
+
+    def initial_state(self, batch_size: int) -> Any:
+        raise NotImplementedError
+
+    def read(self, tokens: Tensor, state: Any) -> Tuple[Tensor, Any, Union[Tensor, float]]:
+        """tokens (T, B) to the softmax's inputs (T, B, H), the state to go on with, a penalty."""
+        raise NotImplementedError
+
+    def scale(self, total: Tensor, steps: int, batch_size: int) -> Tensor:
+        """The loss to optimise, from the sum over all words of -log p."""
+        raise NotImplementedError
+
+    def forward(
+        self, tokens: Tensor, targets: Tensor, start: bool, mask: Optional[Tensor] = None
+    ) -> Dict[str, Any]:
+        """tokens, targets (T, B): a piece and its next words; start: whether it is the first one;
+        mask (T, B): which of them are words, all when None.
+
+        Returns {"loss": a scalar, "tokens": how many were predicted, "steps": T}.
+        """
+        T, B = tokens.shape
+        stream = self._streams[self.training]
+        if start or stream.state is None:  # None after --recover from inside an epoch
+            stream.state = self.initial_state(B)
+        output, state, penalty = self.read(tokens, stream.state)
+        stream.state = detached(state)
+        if mask is None:
+            output, targets = output.flatten(0, 1), targets.flatten()
+        else:
+            output, targets = output[mask], targets[mask]
+        total = summed_cross_entropy(output, self.softmax.weight, self.softmax.bias, targets)
+        # The trainer waits for the loss here as well.
+        stream.nats += total.item()
+        stream.tokens += targets.numel()
+        loss = self.scale(total, T, B) + penalty
+        return {"loss": loss, "tokens": targets.numel(), "steps": T}
+
+    def get_metrics(self, reset: bool = False) -> Dict[str, float]:
+        stream = self._streams[self.training]
+        if not stream.tokens:
+            return {}
+        mean = stream.nats / stream.tokens
+        if reset:
+            stream.forget_counts()
+        return {"perplexity": math.exp(mean) if mean < 700 else math.inf}
+
+
+@Model.register("language_model")
+class LanguageModel(StreamModel):
+    """Embedding, recurrent layers and softmax over the words of a "token_stream" data loader.
+
     "loss", which is optimised, is summed over time and averaged over the batch, as in Zaremba et
-    al. 2014 and, going by its learning rates, in Bradbury et al. 2016; it is not per word. The
-    metric "perplexity" is exp of the mean of -log p over all words since it was last reset.
+    al. 2014 and, going by its learning rates, in Bradbury et al. 2016; it is not per word.
 
     Args:
         rnn: {"type": "qrnn" or "lstm", "input_size": ..., "hidden_size": ...} and other options of
@@ -116,11 +180,6 @@ class LanguageModel(Model):
         **kwargs: Any,
     ) -> None:
         super().__init__(vocab, **kwargs)
-        if vocab.is_padded(NAMESPACE):
-            raise ConfigurationError(
-                'model "language_model": the vocabulary has words for padding and unknown that '
-                f'never occur. Set "vocabulary": {{"non_padded_namespaces": ["{NAMESPACE}"]}}'
-            )
         words = vocab.get_vocab_size(NAMESPACE)
         try:
             check_probability("dropout", dropout)
@@ -137,36 +196,21 @@ class LanguageModel(Model):
             self.softmax.bias.zero_()
         if initializer is not None:
             initializer(self)
-        self._streams = {True: _Stream(), False: _Stream()}  # of training and of evaluation
 
-    def forward(self, tokens: Tensor, targets: Tensor, start: bool) -> Dict[str, Any]:
-        """tokens, targets (T, B): a piece and its next words; start: whether it is the first one.
+    def initial_state(self, batch_size: int) -> Any:
+        if isinstance(self.rnn, QRNN):
+            return self.rnn.initial_state(batch_size)
+        shape = (self.rnn.num_layers, batch_size, self.rnn.hidden_size)
+        zeros = self.softmax.weight.new_zeros(shape)
+        return zeros, zeros
 
-        Returns {"loss": a scalar, "tokens": T * B}.
-        """
-        stream = self._streams[self.training]
-        if start or stream.state is None:  # None after --recover from inside an epoch
-            stream.state = _initial_state(self.rnn, tokens.shape[1])
+    def read(self, tokens: Tensor, state: Any) -> Tuple[Tensor, Any, float]:
         x = F.dropout(self.embedding(tokens), self.dropout, self.training)
-        output, state = self.rnn(x, stream.state)
-        stream.state = _detached(state)
-        output = F.dropout(output, self.dropout, self.training)
-        total = summed_cross_entropy(
-            output.flatten(0, 1), self.softmax.weight, self.softmax.bias, targets.flatten()
-        )
-        # The trainer waits for the loss here as well.
-        stream.nats += total.item()
-        stream.tokens += targets.numel()
-        return {"loss": total / targets.shape[1], "tokens": targets.numel()}
+        output, state = self.rnn(x, state)
+        return F.dropout(output, self.dropout, self.training), state, 0.0
 
-    def get_metrics(self, reset: bool = False) -> Dict[str, float]:
-        stream = self._streams[self.training]
-        if not stream.tokens:
-            return {}
-        mean = stream.nats / stream.tokens
-        if reset:
-            stream.forget_counts()
-        return {"perplexity": math.exp(mean) if mean < 700 else math.inf}
+    def scale(self, total: Tensor, steps: int, batch_size: int) -> Tensor:
+        return total / batch_size
 
 
 def _build(rnn_type: Any, options: Dict[str, Any]) -> Any:
@@ -174,16 +218,11 @@ def _build(rnn_type: Any, options: Dict[str, Any]) -> Any:
     for name in FIXED:
         check(name not in options, "rnn", f"no option {name} in a language model", options)
     rnn = RNNS[rnn_type](**options)
-    _initial_state(rnn, 0)  # raises for a QRNN that cannot run in pieces
+    if isinstance(rnn, QRNN):
+        rnn.initial_state(0)  # raises for a QRNN that cannot run in pieces
     return rnn
 
 
-def _initial_state(rnn: Any, batch_size: int) -> Any:
-    if isinstance(rnn, QRNN):
-        return rnn.initial_state(batch_size)
-    zeros = rnn.weight_hh_l0.new_zeros(rnn.num_layers, batch_size, rnn.hidden_size)
-    return zeros, zeros
-
-
-def _detached(state: Any) -> Any:
-    return state.detach() if isinstance(state, QRNNState) else tuple(s.detach() for s in state)
+def detached(state: Any) -> Any:
+    """The same state, cut from the graph: a tensor, a QRNNState, or a tuple of such."""
+    return tuple(map(detached, state)) if type(state) is tuple else state.detach()

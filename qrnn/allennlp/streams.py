@@ -1,9 +1,11 @@
-"""A corpus as one stream of words, for language models: dataset reader and data loader."""
+"""A corpus as words, for language models: dataset reader and data loaders."""
 
 import logging
 import os
+import random
+from itertools import chain
 from pathlib import Path
-from typing import Any, Iterator, Optional, Tuple
+from typing import Any, Iterator, List, Tuple
 
 import torch
 from allennlp.common.checks import ConfigurationError
@@ -12,6 +14,7 @@ from allennlp.data import DataLoader, DatasetReader, Instance, TensorDict, Vocab
 from allennlp.data.fields import TextField
 from allennlp.data.token_indexers import SingleIdTokenIndexer
 from allennlp.data.tokenizers import Token
+from torch.nn.utils.rnn import pad_sequence
 
 from qrnn.allennlp.readers import data_source
 
@@ -26,8 +29,8 @@ UNKNOWN = "<unk>"
 class TokenStreamReader(DatasetReader):
     """Reads text, an instance a line, an empty one too: "tokens" are its words and <eos>.
 
-    The instances are for the vocabulary, and for the data loader of the same name, which joins
-    them to a stream.
+    The instances are for the vocabulary, and for the data loaders: "token_stream", which joins
+    them to a stream, and "token_lines", which does not.
     """
 
     def _read(self, file_path: Any) -> Iterator[Instance]:
@@ -48,8 +51,59 @@ class TokenStreamReader(DatasetReader):
         return Instance({"tokens": TextField(tokens, {NAMESPACE: SingleIdTokenIndexer(NAMESPACE)})})
 
 
+class _WordLoader(DataLoader):
+    """What the loaders share: the lines of a file as numbers of words."""
+
+    def __init__(self, reader: DatasetReader, data_path: str, batch_size: int) -> None:
+        _check_at_least_1("batch_size", batch_size)
+        if is_distributed():
+            raise ConfigurationError(
+                "data loaders of words: expected one process, got distributed training"
+            )
+        self.reader = reader
+        self.data_path = data_path
+        self.batch_size = batch_size
+        self._arranged: Any = None
+        self._device = torch.device("cpu")
+
+    def iter_instances(self) -> Iterator[Instance]:
+        yield from self.reader.read(self.data_path)
+
+    def index_with(self, vocab: Vocabulary) -> None:
+        index = vocab.get_token_to_index_vocabulary(NAMESPACE)
+        unknown = index.get(UNKNOWN)
+        lines = []
+        for instance in self.iter_instances():
+            lines.append([index.get(token.text, unknown) for token in instance["tokens"]])
+            if None in lines[-1]:
+                word = instance["tokens"][lines[-1].index(None)].text
+                raise ConfigurationError(
+                    f"{self.data_path}: {word!r} is not in the vocabulary, "
+                    f"nor is {UNKNOWN}, which would stand for it"
+                )
+        words = sum(map(len, lines))
+        if words < self.batch_size:
+            raise ConfigurationError(
+                f"{self.data_path}: expected at least {self.batch_size} words, one for each row "
+                f"of the batch, got {words}"
+            )
+        self._arranged = self._arrange(lines, index.get(END, unknown))
+
+    def set_target_device(self, device: torch.device) -> None:
+        self._device = device
+
+    def _arrange(self, lines: List[List[int]], end: int) -> Any:
+        """What `_indexed` returns then; `end` is the number of <eos>."""
+        raise NotImplementedError
+
+    def _indexed(self) -> Any:
+        if self._arranged is None:
+            raise RuntimeError("the data loader has no vocabulary yet: call index_with first")
+        return self._arranged
+
+
 @DataLoader.register("token_stream")
-class TokenStreamLoader(DataLoader):
+class TokenStreamLoader(_WordLoader):
     """The stream as `batch_size` parallel rows, each a contiguous part of it, piece after piece.
 
     A batch is {"tokens": (T, B), "targets": (T, B), "start": bool}: the word to predict after each
@@ -59,71 +113,90 @@ class TokenStreamLoader(DataLoader):
     of the stream, fewer than batch_size, which do not fill a step, are dropped.
 
     bptt: T, the steps of a piece; the last piece has what is left. Nothing is shuffled.
+    random_length: T is drawn for each piece, around bptt or, one time in 20, around half of it,
+        with a standard deviation of 5 and at least 5 (Merity et al. 2017, section 4.1), from
+        Python's random numbers.
 
     Words outside the vocabulary become <unk>, which must then be in it. One process only.
     """
 
     def __init__(
-        self, reader: DatasetReader, data_path: str, bptt: int, batch_size: int = 1
+        self,
+        reader: DatasetReader,
+        data_path: str,
+        bptt: int,
+        batch_size: int = 1,
+        random_length: bool = False,
     ) -> None:
-        for name, value in (("bptt", bptt), ("batch_size", batch_size)):
-            if value < 1:
-                raise ConfigurationError(f"{name}: expected at least 1, got {value}")
-        if is_distributed():
-            raise ConfigurationError(
-                'data loader "token_stream": expected one process, got distributed training'
-            )
-        self.reader = reader
-        self.data_path = data_path
+        _check_at_least_1("bptt", bptt)
+        super().__init__(reader, data_path, batch_size)
         self.bptt = bptt
-        self.batch_size = batch_size
-        self._rows: Optional[Tuple[torch.Tensor, torch.Tensor]] = None
-        self._device = torch.device("cpu")
-
-    def iter_instances(self) -> Iterator[Instance]:
-        yield from self.reader.read(self.data_path)
-
-    def index_with(self, vocab: Vocabulary) -> None:
-        index = vocab.get_token_to_index_vocabulary(NAMESPACE)
-        unknown = index.get(UNKNOWN)
-        ids = [index.get(END, unknown)]
-        for instance in self.iter_instances():
-            for token in instance["tokens"]:
-                ids.append(index.get(token.text, unknown))
-                if ids[-1] is None:
-                    raise ConfigurationError(
-                        f"{self.data_path}: {token.text!r} is not in the vocabulary, "
-                        f"nor is {UNKNOWN}, which would stand for it"
-                    )
-        B = self.batch_size
-        steps = (len(ids) - 1) // B
-        if not steps:
-            raise ConfigurationError(
-                f"{self.data_path}: expected at least {B} words, one for each row of the batch, "
-                f"got {len(ids) - 1}"
-            )
-        inputs, targets = torch.tensor(ids[:-1]), torch.tensor(ids[1:])
-        self._rows = _rows(inputs, B, steps), _rows(targets, B, steps)
-
-    def set_target_device(self, device: torch.device) -> None:
-        self._device = device
+        self.random_length = random_length
 
     def __len__(self) -> int:
+        if self.random_length:
+            raise TypeError("the number of pieces is not known before they are drawn")
         return -(-len(self._indexed()[0]) // self.bptt)
 
     def __iter__(self) -> Iterator[TensorDict]:
         # all at once: it is small, and a piece is then a view
         inputs, targets = (rows.to(self._device) for rows in self._indexed())
-        for t in range(0, len(inputs), self.bptt):
-            piece = slice(t, t + self.bptt)
+        t = 0
+        while t < len(inputs):
+            piece = slice(t, t + self._steps())
             yield {"tokens": inputs[piece], "targets": targets[piece], "start": t == 0}
+            t = piece.stop
 
-    def _indexed(self) -> Tuple[torch.Tensor, torch.Tensor]:
-        if self._rows is None:
-            raise RuntimeError("the data loader has no vocabulary yet: call index_with first")
-        return self._rows
+    def _steps(self) -> int:
+        if not self.random_length:
+            return self.bptt
+        mean = self.bptt if random.random() < 0.95 else self.bptt / 2
+        return max(5, int(random.gauss(mean, 5)))
+
+    def _arrange(self, lines: List[List[int]], end: int) -> Tuple[torch.Tensor, torch.Tensor]:
+        stream = torch.tensor([end, *chain(*lines)])
+        return self._cut(stream[:-1]), self._cut(stream[1:])
+
+    def _cut(self, stream: torch.Tensor) -> torch.Tensor:
+        """(N,) to (steps, batch_size), a column for each contiguous part."""
+        steps = len(stream) // self.batch_size
+        rows = stream[: self.batch_size * steps].view(self.batch_size, steps)
+        return rows.t().contiguous()
 
 
-def _rows(stream: torch.Tensor, batch_size: int, steps: int) -> torch.Tensor:
-    """(N,) to (steps, batch_size), a column for each contiguous part."""
-    return stream[: batch_size * steps].view(batch_size, steps).t().contiguous()
+@DataLoader.register("token_lines")
+class TokenLineLoader(_WordLoader):
+    """Lines on their own, as if each came after nothing but an <eos>, `batch_size` at a time.
+
+    A batch is {"tokens": (T, B), "targets": (T, B), "start": True, "mask": (T, B)}, which is false
+    after the end of a line. Every word is a target once.
+
+    shuffle: a new order in each pass, from Python's random numbers; by length when False.
+    """
+
+    def __init__(
+        self, reader: DatasetReader, data_path: str, batch_size: int = 1, shuffle: bool = False
+    ) -> None:
+        super().__init__(reader, data_path, batch_size)
+        self.shuffle = shuffle
+
+    def __len__(self) -> int:
+        return -(-len(self._indexed()) // self.batch_size)
+
+    def __iter__(self) -> Iterator[TensorDict]:
+        lines = list(self._indexed())
+        if self.shuffle:
+            random.shuffle(lines)
+        for n in range(0, len(lines), self.batch_size):
+            batch = lines[n : n + self.batch_size]
+            words = pad_sequence(batch, padding_value=-1).to(self._device)
+            tokens, targets = words[:-1].clamp(min=0), words[1:]
+            yield {"tokens": tokens, "targets": targets, "start": True, "mask": targets >= 0}
+
+    def _arrange(self, lines: List[List[int]], end: int) -> List[torch.Tensor]:
+        return [torch.tensor([end, *line]) for line in sorted(lines, key=len)]
+
+
+def _check_at_least_1(name: str, value: int) -> None:
+    if value < 1:
+        raise ConfigurationError(f"{name}: expected at least 1, got {value}")
