@@ -1,8 +1,12 @@
 """Compares start values of the PTB language model on validation: python scripts/ptb_start.py
 
 The paper does not state how its weights and forget gates' biases start. Each choice below trains
-configs/ptb.jsonnet, narrower if --size says so, for a few epochs; the test part is not touched. An
-interrupted comparison is continued.
+configs/ptb.jsonnet, narrower if --size says so, for a few epochs, the last one at a quarter of the
+rate; the test part is not touched. An interrupted comparison is continued.
+
+A quarter, because at rate 1 the validation perplexity of any one step says little: a loss summed
+over 105 steps has a curvature of 105 p (1 - p) in the softmax's bias of a word with probability p,
+and gradient descent at rate 1 is stable only below 2. For the few most frequent words p is 0.05.
 """
 
 import argparse
@@ -24,7 +28,7 @@ def uniform(bound: float) -> dict[str, Any]:
 
 
 DEFAULT = "embeddings N(0, 1), weights N(0, 1 / fan-in), biases 0"
-LARGER = "the same, but the second layer's weights {} times as large"
+LARGER = "the same, but the second layer's weights twice as large"
 XAVIER = "embeddings U(-1, 1), gates Xavier with gain 1.5, softmax U(-0.05, 0.05), biases 0"
 UNIFORM = "U(-0.05, 0.05) everywhere"
 
@@ -32,10 +36,7 @@ UNIFORM = "U(-0.05, 0.05) everywhere"
 def weights(size: int) -> dict[str, list[Any]]:
     """The regexes of AllenNLP's initializer for each choice, for layers of `size` units, k = 2."""
 
-    def larger(gain: float) -> list[Any]:
-        normal = {"type": "normal", "mean": 0, "std": gain * (2 * size) ** -0.5}
-        return [["rnn.layers.1.weight", normal]]
-
+    larger = {"type": "normal", "mean": 0, "std": 2 * (2 * size) ** -0.5}
     return {
         DEFAULT: [],
         XAVIER: [
@@ -44,14 +45,13 @@ def weights(size: int) -> dict[str, list[Any]]:
             ["softmax.weight", uniform(0.05)],
         ],
         UNIFORM: [[".*", uniform(0.05)]],
-        LARGER.format(2): larger(2),
-        LARGER.format(4): larger(4),
+        LARGER: [["rnn.layers.1.weight", larger]],
     }
 
 
 CHOICES = [
     *((DEFAULT, bias) for bias in (0, 1, -1)),
-    *((name, 0) for name in (XAVIER, UNIFORM, LARGER.format(2), LARGER.format(4))),
+    *((name, 0) for name in (XAVIER, LARGER, UNIFORM)),
 ]
 
 
@@ -76,6 +76,11 @@ def compare(size: int, epochs: int, seed: int, runs: Path, results: Path) -> Pat
             "model.rnn.forget_bias": forget_bias,
             "model.initializer": {"regexes": weights(size)[start]},
             "trainer.num_epochs": epochs,
+            "trainer.learning_rate_scheduler": {
+                "type": "multi_step",
+                "milestones": [epochs - 1],
+                "gamma": 0.25,
+            },
         }
         with_allennlp.train(CONFIG, directory, seed, overrides)
         for epoch in read_json(directory / "run.json")["history"]:
