@@ -54,7 +54,7 @@ class TokenStreamReader(DatasetReader):
 class _WordLoader(DataLoader):
     """What the loaders share: the lines of a file as numbers of words."""
 
-    def __init__(self, reader: DatasetReader, data_path: str, batch_size: int) -> None:
+    def __init__(self, reader: DatasetReader, data_path: str, batch_size: int, least: int) -> None:
         _check_at_least_1("batch_size", batch_size)
         if is_distributed():
             raise ConfigurationError(
@@ -63,6 +63,7 @@ class _WordLoader(DataLoader):
         self.reader = reader
         self.data_path = data_path
         self.batch_size = batch_size
+        self.least = least  # words that are needed
         self._arranged: Any = None
         self._device = torch.device("cpu")
 
@@ -82,10 +83,9 @@ class _WordLoader(DataLoader):
                     f"nor is {UNKNOWN}, which would stand for it"
                 )
         words = sum(map(len, lines))
-        if words < self.batch_size:
+        if words < self.least:
             raise ConfigurationError(
-                f"{self.data_path}: expected at least {self.batch_size} words, one for each row "
-                f"of the batch, got {words}"
+                f"{self.data_path}: expected at least {self.least} words, got {words}"
             )
         self._arranged = self._arrange(lines, index.get(END, unknown))
 
@@ -129,7 +129,7 @@ class TokenStreamLoader(_WordLoader):
         random_length: bool = False,
     ) -> None:
         _check_at_least_1("bptt", bptt)
-        super().__init__(reader, data_path, batch_size)
+        super().__init__(reader, data_path, batch_size, least=batch_size)
         self.bptt = bptt
         self.random_length = random_length
 
@@ -177,7 +177,7 @@ class TokenLineLoader(_WordLoader):
     def __init__(
         self, reader: DatasetReader, data_path: str, batch_size: int = 1, shuffle: bool = False
     ) -> None:
-        super().__init__(reader, data_path, batch_size)
+        super().__init__(reader, data_path, batch_size, least=1)
         self.shuffle = shuffle
 
     def __len__(self) -> int:

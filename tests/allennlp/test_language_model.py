@@ -14,7 +14,12 @@ from allennlp.training.learning_rate_schedulers import LearningRateScheduler
 from allennlp.training.optimizers import Optimizer
 from torch.nn import functional as F
 
-from qrnn.allennlp import TokenStreamLoader, TokenStreamReader, language_model
+from qrnn.allennlp import (
+    TokenLineLoader,
+    TokenStreamLoader,
+    TokenStreamReader,
+    language_model,
+)
 from qrnn.allennlp.language_model import summed_cross_entropy
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -163,6 +168,28 @@ def test_pieces_are_the_whole(corpus, rnn, training):
         assert found[:2] == pytest.approx((total, perplexity), rel=1e-12)
         for name in ("softmax.weight", "softmax.bias"):  # truncation does not touch these
             torch.testing.assert_close(found[2][name], grads[name], rtol=1e-10, atol=1e-12)
+
+
+@both
+def test_lines_do_not_know_of_each_other(corpus, rnn):
+    """In any batches, padded or not, the loss is that of each line read alone."""
+    model = build(corpus, rnn).eval()
+    index = model.vocab.get_token_to_index_vocabulary("tokens")
+    nats = 0.0
+    with torch.no_grad():
+        for line in TEXT.splitlines():
+            words = [index["<eos>"], *(index[w] for w in line.split()), index["<eos>"]]
+            output, _ = model.rnn(model.embedding(torch.tensor(words[:-1])[:, None]))
+            scores = model.softmax(output[:, 0])
+            nats += F.cross_entropy(scores, torch.tensor(words[1:]), reduction="sum").item()
+    for batch_size in (1, 4, 100):
+        lines = TokenLineLoader(TokenStreamReader(), str(corpus), batch_size)
+        lines.index_with(model.vocab)
+        losses, perplexity = evaluate(model, lines)
+        assert perplexity == pytest.approx(math.exp(nats / WORDS), rel=1e-12)
+        rows = [batch["tokens"].shape[1] for batch in lines]
+        weighted = sum(loss * n for loss, n in zip(losses, rows, strict=True))
+        assert weighted == pytest.approx(nats, rel=1e-12)
 
 
 @both

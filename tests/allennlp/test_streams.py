@@ -1,10 +1,12 @@
+import random
+
 import pytest
 import torch
 from allennlp.common import Params
 from allennlp.common.checks import ConfigurationError
 from allennlp.data import DataLoader, DatasetReader, Vocabulary
 
-from qrnn.allennlp import TokenStreamLoader, TokenStreamReader
+from qrnn.allennlp import TokenLineLoader, TokenStreamLoader, TokenStreamReader
 
 STREAM = "the cat sat <eos> <eos> the <unk> sat on the cat <eos>".split()
 
@@ -111,3 +113,41 @@ def test_several_processes_are_refused(corpus, monkeypatch):
     monkeypatch.setattr("qrnn.allennlp.streams.is_distributed", lambda: True)
     with pytest.raises(ConfigurationError, match="one process"):
         TokenStreamLoader(TokenStreamReader(), str(corpus), 3)
+
+
+def test_lines_on_their_own(corpus):
+    vocabulary = vocabulary_of(corpus)
+    loader = TokenLineLoader(TokenStreamReader(), corpus, batch_size=2)
+    with pytest.raises(RuntimeError, match="index_with"):
+        len(loader)
+    loader.index_with(vocabulary)
+    assert len(loader) == 2
+    words = []
+    for batch in loader:
+        assert batch["start"] is True
+        for b in range(batch["mask"].shape[1]):
+            mask = batch["mask"][:, b]
+            steps = int(mask.sum())
+            assert mask[:steps].all()  # the padding is at the end
+            tokens, targets = (
+                [vocabulary.get_token_from_index(int(i)) for i in batch[name][:steps, b]]
+                for name in ("tokens", "targets")
+            )
+            assert tokens == ["<eos>", *targets[:-1]]
+            words += [targets]
+    assert words == [["<eos>"], STREAM[:4], STREAM[5:]]
+
+
+def test_lines_are_shuffled_anew_each_time(tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text("".join(f"w{n}\n" for n in range(40)), encoding="utf-8")
+    loader = TokenLineLoader(TokenStreamReader(), path, batch_size=7, shuffle=True)
+    loader.index_with(vocabulary_of(path))
+
+    def once(seed):
+        random.seed(seed)
+        return [[int(i) for batch in loader for i in batch["targets"][0]] for _ in range(2)]
+
+    first, second = once(1)
+    assert sorted(first) == sorted(second) and len(set(first)) == 40
+    assert first != second and once(1) == [first, second]

@@ -125,23 +125,73 @@ class Kill(TrainerCallback):
             raise Killed
 
 
-def test_recover_continues_a_killed_run_to_the_same_end(project, tmp_path):
-    overrides = {**SMALL, "trainer.callbacks": ["run_file", "random_state", "kill"]}
+AWD = {
+    **{k: v for k, v in SMALL.items() if not k.startswith("model.rnn") and k != "model.dropout"},
+    "model.num_layers": 2,
+    "model.embedding_size": 16,
+    "model.hidden_size": 16,
+    **{f"model.{name}_dropout": 0.1 for name in ("input", "hidden", "output")},
+    "trainer.grad_norm": 5,
+    "trainer.optimizer.lr": 20,
+}
 
-    def train(name, recover=False):
-        directory = tmp_path / name
-        train_model_from_file(
-            project / "configs" / "ptb.jsonnet", directory, json.dumps(overrides), recover=recover
-        )
-        return read(directory / "run.json")["history"]
 
-    whole = train("whole")
+def train(project, config, directory, overrides, recover=False):
+    path = project / "configs" / f"{config}.jsonnet"
+    train_model_from_file(path, directory, json.dumps(overrides), recover=recover)
+    return read(directory / "run.json")["history"]
+
+
+@pytest.mark.parametrize(
+    ("config", "overrides", "callbacks"),
+    [
+        ("ptb", SMALL, []),
+        (
+            "ptb_awd",
+            AWD,
+            [{"type": "nt_asgd", "triggered": True}, {"type": "rate_by_length", "bptt": 70}],
+        ),
+    ],
+)
+def test_recover_continues_a_killed_run_to_the_same_end(
+    project, tmp_path, config, overrides, callbacks
+):
+    callbacks = ["run_file", "random_state", *callbacks, "kill"]
+    overrides = {**overrides, "trainer.callbacks": callbacks}
+    whole = train(project, config, tmp_path / "whole", overrides)
     Kill.armed = True
     with pytest.raises(Killed):
-        train("killed")
+        train(project, config, tmp_path / "killed", overrides)
     assert [epoch["epoch"] for epoch in read(tmp_path / "killed/run.json")["history"]] == [0]
-    recovered = train("killed", recover=True)
+    recovered = train(project, config, tmp_path / "killed", overrides, recover=True)
     assert [epoch["epoch"] for epoch in recovered] == [0, 1, 2]
     for a, b in zip(whole, recovered, strict=True):
         for name in ("training_loss", "training_perplexity", "validation_perplexity"):
             assert a[name] == pytest.approx(b[name], rel=1e-6)
+
+
+def test_fine_tuning_goes_on_from_the_result(project):
+    """ptb_awd.jsonnet and then ptb_awd_finetune.jsonnet, which averages from the first step."""
+    runs = project / "runs"
+    base = train(project, "ptb_awd", runs / "ptb_awd", AWD)
+    best = min(epoch["validation_perplexity"] for epoch in base)
+    options = {k: v for k, v in AWD.items() if not k.startswith("model.")}
+    options |= {"trainer.optimizer.lr": 1e-9, "trainer.num_epochs": 1}
+    [epoch] = train(project, "ptb_awd_finetune", runs / "tuned", options)
+    assert epoch["validation_perplexity"] == pytest.approx(best, rel=1e-4)
+    perplexity = evaluate_from_archive(
+        runs / "tuned" / "model.tar.gz", str(project / "data" / "ptb" / "valid.txt")
+    )["perplexity"]
+    assert perplexity == pytest.approx(best, rel=1e-4) and best < 12  # of 21 words
+
+
+def test_the_replications_model_learns(project, tmp_path):
+    overrides = {
+        "model.rnn.input_size": 8,
+        "model.rnn.hidden_size": 16,
+        "trainer.optimizer.lr": 1e-2,
+        "trainer.num_epochs": 3,
+    }
+    history = train(project, "ptb_report", tmp_path / "run", overrides)
+    valid = [epoch["validation_perplexity"] for epoch in history]
+    assert valid[-1] < 10 and valid == sorted(valid, reverse=True)
