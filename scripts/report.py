@@ -26,12 +26,24 @@ PAPER = {  # row: test accuracy in the paper, in Girrbach's replication
     "lstm": ("90.9", "-"),
 }
 PAPER_BLEU = {"qrnn": ("19.41", "12.34"), "lstm": ("16.53", "-")}  # the same of test BLEU
+# The paper's validation and test perplexity, the replication's on test; for awd what the recipe's
+# authors have.
+PAPER_PERPLEXITY = {
+    "qrnn": ("82.9 / 79.9", "-"),
+    "zoneout": ("82.1 / 78.3", "-"),
+    "lstm": ("85.7 / 82.0", "-"),
+    "report": ("-", "108.86"),
+    "awd": ("60.6 / 58.3", "-"),
+    "finetuned": ("59.1 / 56.7", "-"),
+    "cache": ("53.4 / 52.6", "-"),
+}
 
 
 def main() -> None:
     found = records.load(records.RESULTS)
     parts = {
         "imdb": imdb(found),
+        "ptb": ptb(found),
         "iwslt": iwslt(found),
         "bench-translation": benchmark("bench-translation", found),
         "bench-figure4": benchmark("bench-figure4", found),
@@ -46,6 +58,8 @@ def main() -> None:
     for record in found.values():
         if record["experiment"] in PLOTS:
             write_atomically(REPORTS / plot_name(record), PLOTS[record["experiment"]](record))
+    if any(record["experiment"] == "ptb" for record in found.values()):
+        write_atomically(REPORTS / "ptb.svg", ptb_curves(found))
     write_atomically(REPORTS / "README.md", text)
     write_atomically(readme, page)
 
@@ -84,6 +98,33 @@ def imdb(found: Records) -> str:
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def ptb(found: Records) -> str:
+    rows: Rows = []
+    for name, record in found.items():
+        if record["experiment"] != "ptb":
+            continue
+        data, metrics = record["data"], record["metrics"]
+        corpus = "official" if data["official"] else data["note"]
+        paper, replication = PAPER_PERPLEXITY.get(record["row"].split("-")[0], ("-", "-"))
+        rows.append(
+            {
+                "row": record["row"],
+                "data": "; ".join(filter(None, [corpus, record["note"]])),
+                "million parameters": f"{metrics['parameters'] / 1e6:.2f}",
+                "epochs": len(record["history"]) or "-",
+                "validation": f"{metrics['valid_perplexity']:.1f}",
+                "test": f"{metrics['test_perplexity']:.1f}",
+                "paper": paper,
+                "replication": replication,
+                "record": f"[{name}](results/{name})",
+            }
+        )
+    title = "### Penn Treebank, perplexity of a word"
+    if not rows:
+        return f"{title}\n\nNot measured yet."
+    return "\n\n".join([title, flat(rows, list(rows[0])), f"![{title[4:]}](ptb.svg)"])
 
 
 def iwslt(found: Records) -> str:
@@ -197,6 +238,13 @@ def translation(rows: Rows) -> list[str]:
     return ["Characters a second in training, as multiples of the LSTM's.", flat(rows, columns)]
 
 
+def start(rows: Rows) -> list[str]:
+    text = "Perplexity in training and on validation; the last epoch at a quarter of the rate."
+    for row in rows:
+        row |= {name: f"{row[name]:.1f}" for name in ("train_perplexity", "valid_perplexity")}
+    return [text, flat(rows, list(rows[0]))]
+
+
 def memory(rows: Rows) -> list[str]:
     sizes = {"ours_bytes": "ours", "lstm_bytes": "nn.LSTM", "torchqrnn_bytes": "as torchqrnn"}
     shown = [
@@ -220,6 +268,7 @@ SECTIONS: dict[str, tuple[str, Callable[[Rows], list[str]]]] = {
         "A language model's training step: two layers, 640 units, 20 x 105",
         ptb_step,
     ),
+    "ptb-start": ("How the language model of PTB starts", start),
     "bench-scan": ("The recurrences alone", scan),
     "bench-peers": ("Other kernels for h_t = f_t h_(t-1) + x_t", peers),
     "bench-memory": ("Memory of a layer, forward and backward", memory),
@@ -317,6 +366,26 @@ def scan_plot(record: Record) -> str:
     axes.grid(alpha=0.3)
     axes.legend()
     axes.set_title(record["device"])
+    return _svg(figure)
+
+
+def ptb_curves(found: Records) -> str:
+    """Validation perplexity over the epochs, beside the best of the paper and the replication."""
+    figure = _figure(6.4, 4)
+    [axes] = _panels(figure, 1)
+    for record in found.values():
+        if record["experiment"] == "ptb" and record["history"]:
+            curve = [epoch["validation_perplexity"] for epoch in record["history"]]
+            label = f"{record['row']}, seed {record['seed']}"
+            axes.plot(range(1, len(curve) + 1), curve, ".-", label=label)
+    axes.axhline(82.1, color="black", lw=1, ls="--", label="paper, zoneout (after 72 epochs)")
+    axes.axhline(108.86, color="grey", lw=1, ls=":", label="replication (on test)")
+    axes.set_yscale("log")
+    axes.set_yticks(ticks := (60, 80, 100, 150, 200, 300, 500), list(map(str, ticks)))
+    axes.minorticks_off()
+    axes.set(xlabel="epoch", ylabel="perplexity on validation")
+    axes.grid(alpha=0.3)
+    axes.legend()
     return _svg(figure)
 
 

@@ -25,7 +25,16 @@ TRANSLATION = RECORD | {
     "data": {"name": "iwslt", "official": False, "note": "NOT OFFICIAL: lower-cased"},
     "attention": {"source": ["a", "b"], "target": ["c"], "weights": [[0.25, 0.75]]},
 }
+LANGUAGE = RECORD | {
+    "experiment": "ptb",
+    "row": "zoneout-small",
+    "metrics": {"valid_perplexity": 123.45, "test_perplexity": 117.891, "parameters": 4_491_200},
+    "history": [{"epoch": 0, "validation_perplexity": 300}, {"validation_perplexity": 123.45}],
+    "data": {"name": "ptb", "official": True, "note": "content verified"},
+    "note": "2 epochs",
+}
 PAGE = "# x\n<!-- imdb -->\nold\n<!-- /imdb -->\n"
+PAGE += "<!-- ptb -->\n<!-- /ptb -->\n"
 PAGE += "<!-- iwslt -->\n<!-- /iwslt -->\n<!-- bench-translation -->\n<!-- /bench-translation -->\n"
 PAGE += "<!-- bench-figure4 -->\n<!-- /bench-figure4 -->\nend\n"
 
@@ -76,6 +85,24 @@ def test_a_translation_is_rendered_with_its_attention(project):
     report.main()
     again = (project / "reports/iwslt-qrnn-small-seed1.svg").read_text(encoding="utf-8")
     assert again == plot
+
+
+def test_language_models_are_rendered_with_their_curves(project):
+    path = records.write(records.RESULTS, LANGUAGE)
+    start = {"weights": "N(0, 1)", "forget_bias": 0, "epoch": 1}
+    start |= {"train_perplexity": 801.98, "valid_perplexity": 440.04}
+    table = RECORD | {"experiment": "ptb-start", "row": "200", "table": [start]}
+    records.write(records.RESULTS, table)
+    report.main()
+    page = (project / "README.md").read_text(encoding="utf-8")
+    row = "| zoneout-small | official; 2 epochs | 4.49 | 2 | 123.5 | 117.9 | 82.1 / 78.3 | - "
+    assert row + f"| [{path.name}](reports/results/{path.name}) |" in page
+    curves = (project / "reports/ptb.svg").read_bytes()
+    assert b"zoneout-small, seed 1" in curves
+    page = (project / "reports/README.md").read_text(encoding="utf-8")
+    assert "| N(0, 1) | 0 | 1 | 802.0 | 440.0 |" in page
+    report.main()
+    assert (project / "reports/ptb.svg").read_bytes() == curves
 
 
 def test_rendering_twice_gives_the_same_bytes(project):
