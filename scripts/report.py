@@ -240,9 +240,9 @@ def translation(rows: Rows) -> list[str]:
 
 def start(rows: Rows) -> list[str]:
     text = "Perplexity in training and on validation; the last epoch at a quarter of the rate."
-    for row in rows:
-        row |= {name: f"{row[name]:.1f}" for name in ("train_perplexity", "valid_perplexity")}
-    return [text, flat(rows, list(rows[0]))]
+    measured = ("train_perplexity", "valid_perplexity")
+    shown = [row | {name: f"{row[name]:.1f}" for name in measured} for row in rows]
+    return [text, flat(shown, ["weights", "forget_bias", "epoch", *measured])]
 
 
 def memory(rows: Rows) -> list[str]:

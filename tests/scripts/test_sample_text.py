@@ -5,6 +5,7 @@ import subprocess
 import sys
 import tarfile
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 import ptb
@@ -60,7 +61,7 @@ def test_who_forgets_the_topic_is_far_from_it():
     """The word before alone, counted on the very text, leaves much to remember the topic for."""
     text = texts()["train"]
     stream = ["</s>", *text.replace("\n", " </s> ").split()]
-    pairs = Counter(zip(stream, stream[1:], strict=False))
+    pairs = Counter(pairwise(stream))
     firsts = Counter(stream[:-1])
     nats = -sum(n * math.log(n / firsts[a]) for (a, _), n in pairs.items())
     assert math.exp(nats / (len(stream) - 1)) > 1.3 * sample_text.perplexity(text)
