@@ -1000,6 +1000,10 @@ MISUSES: dict[str, tuple[Callable[[], Any], type[Exception], str, str, str]] = {
         build(zoneout_eval="avg"),
         ValueError, "zoneout_eval", "mean, none", "'avg'",
     ),
+    "weight_dropout": (
+        build(weight_dropout=1.5),
+        ValueError, "weight_dropout", "0 to 1", "1.5",
+    ),
     "kernel_size 0": (build(kernel_size=0), ValueError, "kernel_size", "at least 1", "0"),
     "kernel_size bool": (build(kernel_size=True), TypeError, "kernel_size", "an int", "bool"),
     "kernel_size tuple": (build(kernel_size=(2,)), TypeError, "kernel_size", "an int", "tuple"),
@@ -1170,6 +1174,40 @@ def no_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(functional.operator, "pool", kernel)
     monkeypatch.setattr(layers.F, "linear", kernel)
+
+
+@pytest.mark.parametrize("kernel_size", [1, 3])
+def test_weight_dropout_takes_elements_of_the_weight(kernel_size: int) -> None:
+    """One mask for all steps, sequences and directions of a call, and another one in the next."""
+    options: Any = {"bidirectional": True, "kernel_size": kernel_size}
+    layer = QRNNLayer(4, 5, weight_dropout=0.25, **options).double()
+    plain = QRNNLayer(4, 5, **options).double()
+    plain.load_state_dict(layer.state_dict())
+    x = torch.randn(7, 3, 4, dtype=torch.double)
+    torch.testing.assert_close(layer.eval()(x), plain(x), rtol=0, atol=0)
+    layer.train()
+    outputs = []
+    for _ in range(2):
+        layer.zero_grad()
+        output, _ = layer(x)
+        output.sum().backward()
+        # what was dropped has no gradient, and without it the layer gives the same
+        assert layer.weight.grad is not None
+        kept = layer.weight.grad != 0
+        assert 0.6 < kept.double().mean() < 0.9
+        with torch.no_grad():
+            plain.weight.copy_(layer.weight * kept / 0.75)
+        torch.testing.assert_close(output, plain(x)[0], rtol=1e-12, atol=1e-12)
+        outputs.append(output)
+    assert not torch.equal(*outputs)
+    twin = copy.deepcopy(layer)
+    torch.manual_seed(1)
+    expected = layer(x)[0]
+    torch.manual_seed(1)
+    assert torch.equal(twin(x)[0], expected)
+    torch.manual_seed(1)
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")(x)[0]
+    torch.testing.assert_close(compiled, expected, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", MISUSES)
