@@ -5,6 +5,9 @@ and 25,000 to test on, half of each in favour. Writes train.jsonl, dev.jsonl and
 {"id": "train/pos/0_9", "text": tokens joined by single spaces, "label": "pos" or "neg"} per review,
 and last of all meta.json: where that exists, the rest is complete.
 
+Where the archive has the 50,000 unlabelled reviews (the official one does), or a mirror has them in
+aclImdb_unsup.tar.xz, unsup.jsonl is written as well, without labels.
+
 dev.jsonl is a tenth of the training reviews, the same on every machine. Lines are in a fixed random
 order, so that any first n of them are a fair sample.
 """
@@ -20,7 +23,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import requests
 from fetch import (
+    TIMEOUT,
     FetchError,
     download,
     extract,
@@ -33,12 +38,14 @@ from fetch import (
 from tqdm import tqdm
 
 URL = "https://ai.stanford.edu/~amaas/data/sentiment/aclImdb_v1.tar.gz"
+UNSUP_URL = URL.replace("_v1.tar.gz", "_unsup.tar.xz")  # a name that only mirrors use
 FOLDERS = ("train/pos", "train/neg", "test/pos", "test/neg")
+UNSUP = "train/unsup"
 OFFICIAL_COUNTS = dict.fromkeys(FOLDERS, 12_500)
 # Of the contents of the 50,000 files FOLDERS/*_*.txt, in the order of fetch.fingerprint.
 OFFICIAL_FINGERPRINT = "51b7f82e26a5992d64f95922903eeb491ed073331e7d63926bb9c9c4722b90a5"
 SPLIT_SEED = 1
-RECIPE = 1  # raise it when the same corpus is to give other files, so that old ones are replaced
+RECIPE = 2  # raise it when the same corpus is to give other files, so that old ones are replaced
 
 
 class Review(NamedTuple):
@@ -67,45 +74,68 @@ def prepare(mirror: str | None, out: Path, cache: Path) -> None:
     origin = source(URL, mirror)
     archive = cache / "aclImdb_v1.tar.gz"
     download(origin, archive)
-    unpacked = cache / "aclImdb_v1.unpacked"
-    shutil.rmtree(unpacked, ignore_errors=True)  # what a killed run left
+    unpacked, apart = cache / "aclImdb_v1.unpacked", cache / "aclImdb_unsup.unpacked"
+    for folder in (unpacked, apart):
+        shutil.rmtree(folder, ignore_errors=True)  # what a killed run left
     try:
         extract(archive, unpacked)
         files = find_reviews(unpacked / "aclImdb", origin)
-        found = fingerprint(file for group in files.values() for file in group)
-        if finished and finished["fingerprint"] == found:
+        unlabelled = reviews_in(unpacked / "aclImdb" / UNSUP)
+        if not unlabelled and mirror and is_at(source(UNSUP_URL, mirror)):
+            download(source(UNSUP_URL, mirror), cache / "aclImdb_unsup.tar.xz")
+            extract(cache / "aclImdb_unsup.tar.xz", apart)
+            unlabelled = reviews_in(apart / "aclImdb" / UNSUP)
+        found = {"fingerprint": fingerprint(file for group in files.values() for file in group)}
+        found["unsup_fingerprint"] = fingerprint(unlabelled)
+        if finished and finished.items() >= found.items():
             print(f"{out} is already prepared from this corpus")
             if not finished["official"]:
                 warn(finished["note"])
             return
-        write(out, files, found)
+        write(out, files, unlabelled, found)
     finally:
-        shutil.rmtree(unpacked, ignore_errors=True)
+        for folder in (unpacked, apart):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def find_reviews(root: Path, origin: str) -> dict[str, list[Path]]:
-    """The labelled reviews of each of FOLDERS; whatever else an archive holds is passed over."""
-    files = {}
-    for folder in FOLDERS:
-        files[folder] = [
-            file for file in (root / folder).glob("*.txt") if re.match(r"\d+_\d+\.txt$", file.name)
-        ]
-        if not files[folder]:
+    """The labelled reviews of each of FOLDERS."""
+    files = {folder: reviews_in(root / folder) for folder in FOLDERS}
+    for folder, group in files.items():
+        if not group:
             raise FetchError(
                 f"{origin} is not an IMDb archive: no reviews aclImdb/{folder}/NUMBER_STARS.txt"
             )
     return files
 
 
-def write(out: Path, files: dict[str, list[Path]], found: str) -> None:
+def reviews_in(folder: Path) -> list[Path]:
+    """Whatever else an archive holds is passed over."""
+    return [file for file in folder.glob("*.txt") if re.match(r"\d+_\d+\.txt$", file.name)]
+
+
+def is_at(origin: str) -> bool:
+    """Whether there is such a file or URL."""
+    if not origin.startswith(("http://", "https://")):
+        return Path(origin).is_file()
+    try:
+        return requests.head(origin, allow_redirects=True, timeout=TIMEOUT).ok
+    except requests.RequestException as error:
+        raise FetchError(f"cannot ask for {origin}: {error}") from error
+
+
+def write(
+    out: Path, files: dict[str, list[Path]], unlabelled: list[Path], found: dict[str, str]
+) -> None:
     reviews = {folder: read_reviews(folder, files[folder]) for folder in FOLDERS}
+    unsup = shuffled(read_reviews(UNSUP, unlabelled))
     train, dev = split(reviews["train/pos"] + reviews["train/neg"])
     test = shuffled(reviews["test/pos"] + reviews["test/neg"])
-    official = found == OFFICIAL_FINGERPRINT
+    official = found["fingerprint"] == OFFICIAL_FINGERPRINT
     meta: dict[str, Any] = {
         "name": "imdb",
         "official": official,
-        "fingerprint": found,
+        **found,
         "note": "content verified: the official 50,000 reviews" if official else describe(files),
         "counts": {},
         "files": {},  # sha256 of each
@@ -122,6 +152,16 @@ def write(out: Path, files: dict[str, list[Path]], found: str) -> None:
             "neg": sum(r.label == "neg" for r in members),
             "tokens": sum(len(r.text.split()) for r in members),
         }
+    if unsup:
+        lines = "".join(
+            json.dumps({"id": r.id, "text": r.text}, ensure_ascii=False) + "\n" for r in unsup
+        )
+        write_atomically(out / "unsup.jsonl", lines)
+        meta["files"]["unsup.jsonl"] = hashlib.sha256(lines.encode()).hexdigest()
+        tokens = sum(len(r.text.split()) for r in unsup)
+        meta["counts"]["unsup"] = {"reviews": len(unsup), "tokens": tokens}
+    else:
+        (out / "unsup.jsonl").unlink(missing_ok=True)
     write_atomically(out / "meta.json", json.dumps(meta, indent=2) + "\n")
     for part, counts in meta["counts"].items():
         print(f"{out}/{part}.jsonl: " + ", ".join(f"{n:,} {what}" for what, n in counts.items()))

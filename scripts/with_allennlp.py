@@ -34,7 +34,7 @@ def outcome(directory: Path) -> dict[str, Any]:
     told, best, test = (
         read_json(directory / name) for name in ("run.json", "metrics.json", "test.json")
     )
-    training = (f"training_{name}" for name in ("loss", "tokens", *MEASURES))
+    training = (f"training_{name}" for name in ("loss", "tokens", "reviews", *MEASURES))
     kept = ("epoch", "seconds", "validation_", *training)
     config = read_json(directory / "config.json")
     [measure] = [name for name in MEASURES if name in test]

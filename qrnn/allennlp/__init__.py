@@ -1,17 +1,25 @@
 """Plugin for allennlp 2.10.1: importing it registers everything that a config can name.
 
-Seq2SeqEncoder and Seq2VecEncoder "qrnn", TokenEmbedder "word_vectors", Models "language_model" and
-"awd_language_model", DatasetReaders "imdb" and "token_stream", DataLoaders "token_stream" and
-"token_lines", TrainerCallbacks "run_file", "random_state", "nt_asgd" and "rate_by_length".
+Seq2SeqEncoder and Seq2VecEncoder "qrnn", Seq2VecEncoder "dense_lstm", TokenEmbedder and Vocabulary
+"word_vectors", Models "smoothed_classifier", "language_model" and "awd_language_model",
+DatasetReaders "imdb" and "token_stream", DataLoaders "token_stream" and "token_lines",
+TrainerCallbacks "run_file", "random_state", "nt_asgd" and "rate_by_length", MovingAverage
+"exponential_average".
 """
 
 from qrnn.allennlp import compat
 
 compat.mend()
 
+from qrnn.allennlp.averaging import ExponentialAverage  # noqa: E402
 from qrnn.allennlp.awd import NTASGD, AWDLanguageModel, RateByLength  # noqa: E402
 from qrnn.allennlp.callbacks import RandomState, RunFile  # noqa: E402
-from qrnn.allennlp.encoders import QRNNSeq2SeqEncoder, QRNNSeq2VecEncoder  # noqa: E402
+from qrnn.allennlp.classifier import SmoothedClassifier  # noqa: E402
+from qrnn.allennlp.encoders import (  # noqa: E402
+    DenseLSTMSeq2VecEncoder,
+    QRNNSeq2SeqEncoder,
+    QRNNSeq2VecEncoder,
+)
 from qrnn.allennlp.language_model import LanguageModel  # noqa: E402
 from qrnn.allennlp.readers import ImdbReader  # noqa: E402
 from qrnn.allennlp.streams import (  # noqa: E402
@@ -19,11 +27,13 @@ from qrnn.allennlp.streams import (  # noqa: E402
     TokenStreamLoader,
     TokenStreamReader,
 )
-from qrnn.allennlp.word_vectors import WordVectors  # noqa: E402
+from qrnn.allennlp.word_vectors import WordVectors, WordVectorsVocabulary  # noqa: E402
 
 __all__ = [
     "NTASGD",
     "AWDLanguageModel",
+    "DenseLSTMSeq2VecEncoder",
+    "ExponentialAverage",
     "ImdbReader",
     "LanguageModel",
     "QRNNSeq2SeqEncoder",
@@ -31,8 +41,10 @@ __all__ = [
     "RandomState",
     "RateByLength",
     "RunFile",
+    "SmoothedClassifier",
     "TokenLineLoader",
     "TokenStreamLoader",
     "TokenStreamReader",
     "WordVectors",
+    "WordVectorsVocabulary",
 ]

@@ -30,7 +30,7 @@ class RunFile(TrainerCallback):
 
     For a model that returns how many "tokens" it was given, an epoch has
     training_tokens_per_second: from the end of its first step to the end of its last, no validation
-    in it.
+    in it. For a classifier, which returns "probs", it has training_reviews_per_second.
     """
 
     def __init__(self, serialization_dir: str) -> None:
@@ -40,7 +40,7 @@ class RunFile(TrainerCallback):
         self.since = 0.0
         self.steps_since: Optional[float] = None  # the end of the epoch's first step
         self.steps_until = 0.0
-        self.tokens = 0  # of the steps after the first
+        self.counts = {"tokens": 0, "reviews": 0}  # of the steps after the first
 
     def on_start(self, trainer: Any, is_primary: bool = True, **kwargs: Any) -> None:
         super().on_start(trainer, is_primary, **kwargs)
@@ -81,7 +81,9 @@ class RunFile(TrainerCallback):
         if self.steps_since is None:
             self.steps_since = self.steps_until
         else:
-            self.tokens += sum(outputs.get("tokens", 0) for outputs in batch_outputs)
+            for outputs in batch_outputs:
+                self.counts["tokens"] += outputs.get("tokens", 0)
+                self.counts["reviews"] += len(outputs.get("probs", ()))
 
     def on_epoch(
         self,
@@ -96,10 +98,11 @@ class RunFile(TrainerCallback):
         now = time.monotonic()
         numbers = {k: v for k, v in metrics.items() if isinstance(v, (int, float))}
         entry = {"epoch": epoch, "seconds": round(now - self.since, 3), **numbers}
-        if self.steps_since is not None and self.tokens:
-            rate = self.tokens / (self.steps_until - self.steps_since)
-            entry["training_tokens_per_second"] = round(rate, 1)
-        self.steps_since, self.tokens = None, 0
+        for what, count in self.counts.items():
+            if self.steps_since is not None and count:
+                rate = count / (self.steps_until - self.steps_since)
+                entry[f"training_{what}_per_second"] = round(rate, 1)
+        self.steps_since, self.counts = None, dict.fromkeys(self.counts, 0)
         self.since = now
         before = [other for other in self.run["history"] if other["epoch"] < epoch]
         self.run["history"] = [*before, entry]

@@ -1,4 +1,6 @@
-"""QRNN as AllenNLP's Seq2SeqEncoder and Seq2VecEncoder, both named "qrnn" in a config."""
+"""QRNN as AllenNLP's Seq2SeqEncoder and Seq2VecEncoder, both named "qrnn" in a config, and the
+densely connected LSTM that it is compared with, "dense_lstm".
+"""
 
 from typing import Any, List, Optional, Tuple
 
@@ -32,6 +34,7 @@ class _Encoder(torch.nn.Module, FromParams):
         pooling: str = "fo",
         zoneout: float = 0.0,
         zoneout_eval: str = "mean",
+        weight_dropout: float = 0.0,
         dense: bool = False,
         masked: bool = True,
         forget_bias: float = 0.0,
@@ -52,6 +55,7 @@ class _Encoder(torch.nn.Module, FromParams):
                 pooling=pooling,
                 zoneout=zoneout,
                 zoneout_eval=zoneout_eval,
+                weight_dropout=weight_dropout,
                 dense=dense,
                 masked=masked,
                 forget_bias=forget_bias,
@@ -156,3 +160,65 @@ class QRNNSeq2VecEncoder(_Encoder, Seq2VecEncoder):
             else:  # the padding of `output` is zero
                 vectors.append(output.sum(1) / mask.sum(1).clamp(min=1)[:, None])
         return torch.cat(vectors, -1)
+
+
+@Seq2VecEncoder.register("dense_lstm")
+class DenseLSTMSeq2VecEncoder(Seq2VecEncoder):
+    """The paper's baseline: LSTM layers, connected as in `QRNN(dense=True)`, and their last state.
+
+    From (B, T, input_size) and a mask (B, T), of padding on the right, to (B, hidden_size). A row
+    that is padding only gives zeros.
+
+    dropout: rate on the outputs of every layer but the last, where they go into the next.
+    forget_bias: what a forget gate's biases add up to at the start; the rest is nn.LSTM's start.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        dropout: float = 0.0,
+        forget_bias: float = 0.0,
+    ) -> None:
+        super().__init__()
+        sizes = {"input_size": input_size, "hidden_size": hidden_size, "num_layers": num_layers}
+        for name, value in sizes.items():
+            if value < 1:
+                raise ConfigurationError(
+                    f'encoder "dense_lstm": {name}: expected at least 1, got {value}'
+                )
+        if not 0 <= dropout < 1:
+            raise ConfigurationError(
+                f'encoder "dense_lstm": dropout: expected 0 <= dropout < 1, got {dropout}'
+            )
+        self.input_size, self.hidden_size = input_size, hidden_size
+        self.dropout = torch.nn.Dropout(dropout)
+        self.layers = torch.nn.ModuleList(
+            torch.nn.LSTM(input_size + n * hidden_size, hidden_size, batch_first=True)
+            for n in range(num_layers)
+        )
+        forget = slice(hidden_size, 2 * hidden_size)  # torch's order: input, forget, cell, output
+        with torch.no_grad():
+            for layer in self.layers:
+                layer.get_parameter("bias_ih_l0")[forget] = forget_bias
+                layer.get_parameter("bias_hh_l0")[forget] = 0
+
+    def get_input_dim(self) -> int:
+        return self.input_size
+
+    def get_output_dim(self) -> int:
+        return self.hidden_size
+
+    def forward(self, inputs: Tensor, mask: Optional[Tensor] = None) -> Tensor:
+        # steps before the padding know nothing of it: no packing is needed, and none is as fast
+        x = inputs
+        *lower, top = self.layers
+        for layer in lower:
+            x = torch.cat([x, self.dropout(layer(x)[0])], -1)
+        output = top(x)[0]
+        if mask is None:
+            return output[:, -1]
+        lengths = mask.sum(1)
+        last = output[torch.arange(len(output), device=output.device), lengths.clamp(min=1) - 1]
+        return last.masked_fill(lengths[:, None] == 0, 0)

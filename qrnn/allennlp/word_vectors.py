@@ -1,14 +1,53 @@
 """Word vectors that a config may ask for before they have been downloaded."""
 
+import json
 import logging
 from pathlib import Path
-from typing import Optional
+from typing import Dict, Iterable, Optional
 
 import torch
-from allennlp.data import Vocabulary
+from allennlp.common.checks import ConfigurationError
+from allennlp.data import Instance, Vocabulary
 from allennlp.modules.token_embedders import Embedding, TokenEmbedder
 
 logger = logging.getLogger(__name__)
+
+
+def vectors_source(file: str) -> str:
+    """What the NAME.json beside NAME.txt.gz (see scripts/vectors.py) says that they are."""
+    try:
+        about = json.loads(Path(file.removesuffix(".txt.gz") + ".json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return f"{file}, not prepared by scripts/vectors.py"
+    return f"{about['name']} ({about['note']})"
+
+
+@Vocabulary.register("word_vectors", constructor="from_instances")
+class WordVectorsVocabulary(Vocabulary):
+    """AllenNLP's Vocabulary of the words that come often enough, or have a vector.
+
+    pretrained_file: as for the token embedder of the same name. Where it is not there, only what
+        comes often enough counts.
+    min_count: by namespace, how often a word has to come in training that has no vector.
+    """
+
+    @classmethod
+    def from_instances(
+        cls,
+        instances: Iterable[Instance],
+        pretrained_file: Optional[str] = None,
+        min_count: Optional[Dict[str, int]] = None,
+        vocab_namespace: str = "tokens",
+    ) -> "WordVectorsVocabulary":
+        found = pretrained_file is not None and Path(pretrained_file).exists()
+        vocabulary = super().from_instances(
+            instances,
+            min_count=min_count,
+            pretrained_files={vocab_namespace: pretrained_file} if found else None,
+        )
+        size = vocabulary.get_vocab_size(vocab_namespace)
+        logger.info("%d entries in the vocabulary %r", size, vocab_namespace)
+        return vocabulary
 
 
 @TokenEmbedder.register("word_vectors")
@@ -17,9 +56,12 @@ class WordVectors(Embedding):
 
     The fallback is logged as a warning, and the run file (see callbacks.py) names what was used.
     Random vectors are N(0, 1): a QRNN multiplies small factors, and AllenNLP's own start values
-    (for 30,000 words within 0.015) starve the layers above. Padding is zero.
+    (for 30,000 words within 0.015) starve the layers above. Padding is zero. Words without a vector
+    in the file start from N(m, s) with its vectors' mean and standard deviation.
 
     pretrained_file: lines "word x_1 ... x_d", also .gz; None for random vectors without a warning.
+    deviation: the vectors of the file are scaled to this standard deviation; None leaves them.
+    dropout: rate on the elements of the result, in training.
     """
 
     def __init__(
@@ -27,9 +69,15 @@ class WordVectors(Embedding):
         embedding_dim: int,
         vocab: Vocabulary,
         pretrained_file: Optional[str] = None,
+        deviation: Optional[float] = None,
+        dropout: float = 0.0,
         trainable: bool = True,
         vocab_namespace: str = "tokens",
     ) -> None:
+        if deviation is not None and not deviation > 0:
+            raise ConfigurationError(f"deviation: expected a positive number, got {deviation}")
+        if not 0 <= dropout < 1:
+            raise ConfigurationError(f"dropout: expected 0 <= dropout < 1, got {dropout}")
         found = pretrained_file is not None and Path(pretrained_file).exists()
         if pretrained_file is not None and not found:
             logger.warning(
@@ -45,8 +93,20 @@ class WordVectors(Embedding):
             pretrained_file=pretrained_file if found else None,
             vocab=vocab,
         )
-        self.source = pretrained_file if found else "none (random start)"
-        if not found:
-            with torch.no_grad():
+        self.dropout = torch.nn.Dropout(dropout)
+        with torch.no_grad():
+            if not found:
                 self.weight.normal_()
-                self.weight[0] = 0
+            elif deviation is not None:
+                self.weight *= deviation / self.weight[1:].std()
+            self.weight[0] = 0
+        self.source = "none (random start)"
+        if found:
+            assert pretrained_file is not None
+            self.source = vectors_source(pretrained_file)
+            if deviation is not None:
+                self.source += f", scaled to a standard deviation of {deviation:g}"
+            logger.info("word vectors: %s", self.source)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self.dropout(super().forward(tokens))

@@ -7,7 +7,7 @@ from allennlp.modules.seq2seq_encoders import PytorchSeq2SeqWrapper
 from allennlp.modules.seq2vec_encoders import PytorchSeq2VecWrapper
 
 from qrnn import QRNN
-from qrnn.allennlp import QRNNSeq2SeqEncoder, QRNNSeq2VecEncoder
+from qrnn.allennlp import DenseLSTMSeq2VecEncoder, QRNNSeq2SeqEncoder, QRNNSeq2VecEncoder
 
 OPTIONS = {
     "input_size": 5,
@@ -21,6 +21,7 @@ OPTIONS = {
     "pooling": "ifo",
     "zoneout": 0.1,
     "zoneout_eval": "none",
+    "weight_dropout": 0.25,
     "dense": True,
     "masked": False,
     "forget_bias": 1.5,
@@ -45,6 +46,7 @@ def test_a_config_sets_every_option(kind):
     for layer in module.layers:
         for name in ("pooling", "zoneout", "zoneout_eval", "masked", "forget_bias"):
             assert getattr(layer, name) == OPTIONS[name]
+        assert layer.weight_dropout == OPTIONS["weight_dropout"]
     assert (encoder.get_input_dim(), encoder.get_output_dim()) == (5, 14)
     if kind is Seq2SeqEncoder:
         assert encoder.is_bidirectional()
@@ -206,3 +208,57 @@ def test_bad_options_of_the_vector_encoder(options):
 def test_an_unknown_option_is_refused(kind):
     with pytest.raises((ConfigurationError, TypeError), match="kernels"):
         kind.from_params(Params({"type": "qrnn", "input_size": 5, "hidden_size": 7, "kernels": 2}))
+
+
+def dense_lstm(**options) -> DenseLSTMSeq2VecEncoder:
+    params = {"type": "dense_lstm", "input_size": 5, "hidden_size": 7, "num_layers": 3, **options}
+    return Seq2VecEncoder.from_params(Params(params))
+
+
+def lstm_by_hand(layer: torch.nn.LSTM, x: torch.Tensor) -> torch.Tensor:
+    """The LSTM's equations on (T, I), step by step: every h (T, H)."""
+    h = c = torch.zeros(layer.hidden_size, dtype=x.dtype)
+    output = []
+    for step in x:
+        gates = layer.weight_ih_l0 @ step + layer.bias_ih_l0 + layer.weight_hh_l0 @ h
+        i, f, g, o = (gates + layer.bias_hh_l0).chunk(4)
+        c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+        h = o.sigmoid() * c.tanh()
+        output.append(h)
+    return torch.stack(output)
+
+
+def test_dense_lstm_is_each_rows_last_state_over_all_lower_layers():
+    encoder = dense_lstm().double().eval()
+    x, mask = batch()
+    x = x.double().nan_to_num(9.0)  # AllenNLP's padding holds numbers
+    vectors = encoder(x, mask)
+    assert vectors.shape == (4, encoder.get_output_dim()) and encoder.get_input_dim() == 5
+    for row, length in enumerate(LENGTHS):
+        inputs = x[row, :length]
+        for layer in encoder.layers:
+            if length:
+                output = lstm_by_hand(layer, inputs)
+                inputs = torch.cat([inputs, output], -1)
+        expected = output[-1] if length else torch.zeros(7).double()
+        torch.testing.assert_close(vectors[row], expected)
+    torch.testing.assert_close(encoder(x, None)[0], vectors[0])
+
+
+def test_dense_lstms_dropout_is_between_layers_and_its_forget_bias_is_one_sum():
+    x, mask = batch()
+    x = x.nan_to_num()
+    dropped = dense_lstm(dropout=0.5)
+    assert not torch.equal(*dropped(x.repeat(2, 1, 1), None).chunk(2))
+    torch.testing.assert_close(dropped.eval()(x, mask), dropped(x, mask))
+    single = dense_lstm(dropout=0.5, num_layers=1)
+    torch.testing.assert_close(single(x, mask), single(x, mask))
+    for layer in dense_lstm(forget_bias=1.5).layers:
+        total = layer.bias_ih_l0 + layer.bias_hh_l0
+        assert (total[7:14] == 1.5).all() and (total[:7] != 0).all() and (total[14:] != 0).all()
+
+
+@pytest.mark.parametrize("options", [{"num_layers": 0}, {"hidden_size": 0}, {"dropout": 1.0}])
+def test_bad_options_of_the_dense_lstm(options):
+    with pytest.raises(ConfigurationError, match=next(iter(options))):
+        dense_lstm(**options)

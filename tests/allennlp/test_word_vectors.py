@@ -1,8 +1,16 @@
+import gzip
+
 import pytest
 import torch
 from allennlp.common import Params
-from allennlp.data import Vocabulary
+from allennlp.common.checks import ConfigurationError
+from allennlp.data import Instance, Vocabulary
+from allennlp.data.fields import TextField
+from allennlp.data.token_indexers import SingleIdTokenIndexer
+from allennlp.data.tokenizers import Token
 from allennlp.modules import TokenEmbedder
+
+import qrnn.allennlp  # noqa: F401  registers what is asked for
 
 
 @pytest.fixture
@@ -31,12 +39,75 @@ def test_a_missing_file_is_a_loud_warning_and_a_random_start(vocabulary, tmp_pat
     assert found.source == "none (random start)"
 
 
-def test_vectors_come_from_the_file(vocabulary, tmp_path):
-    path = tmp_path / "vectors.txt"
-    vectors = torch.arange(80.0).view(2, 40)
-    rows = zip(("word3", "word7"), vectors.tolist(), strict=True)
-    path.write_text("".join(f"{word} {' '.join(map(str, row))}\n" for word, row in rows))
-    found = embedder(vocabulary, pretrained_file=str(path), trainable=False)
-    for word, vector in zip(("word3", "word7"), vectors, strict=True):
+@pytest.fixture
+def file(tmp_path):
+    """Vectors of two words of the vocabulary and of one that is not in it, as vectors.py writes."""
+    rng = torch.Generator().manual_seed(1)
+    vectors = torch.randn(3, 40, generator=rng) * 0.2 + 0.05
+    lines = [
+        f"{word} {' '.join(map(str, row))}\n"
+        for word, row in zip(("word3", "word7", "once"), vectors.tolist(), strict=True)
+    ]
+    path = tmp_path / "tiny.40d.txt.gz"
+    path.write_bytes(gzip.compress("".join(lines).encode()))
+    about = '{"name": "Tiny", "official": true, "note": "two words"}'
+    (tmp_path / "tiny.40d.json").write_text(about)
+    return str(path), vectors
+
+
+def test_vectors_come_from_the_file(vocabulary, file):
+    path, vectors = file
+    found = embedder(vocabulary, pretrained_file=path, trainable=False)
+    for word, vector in zip(("word3", "word7"), vectors, strict=False):
         torch.testing.assert_close(found.weight[vocabulary.get_token_index(word)], vector)
-    assert found.source == str(path) and not found.weight.requires_grad
+    assert (found.weight[0] == 0).all()
+    others = found.weight[1:3]  # unknown and word0
+    assert abs(others.mean() - vectors[:2].mean()) < 0.06
+    assert abs(others.std() / vectors[:2].std() - 1) < 0.25
+    assert found.source == "Tiny (two words)" and not found.weight.requires_grad
+
+
+def test_vectors_are_scaled_as_a_whole(vocabulary, file):
+    path, vectors = file
+    found = embedder(vocabulary, pretrained_file=path, deviation=1.0)
+    assert found.weight[1:].std().item() == pytest.approx(1)
+    assert (found.weight[0] == 0).all()
+    rows = [found.weight[vocabulary.get_token_index(word)] for word in ("word3", "word7")]
+    ratios = torch.stack(rows) / vectors[:2]
+    torch.testing.assert_close(ratios, ratios[0, 0].expand(2, 40))
+    assert found.source == "Tiny (two words), scaled to a standard deviation of 1"
+    with pytest.raises(ConfigurationError, match="deviation: expected a positive number, got 0"):
+        embedder(vocabulary, pretrained_file=path, deviation=0)
+
+
+def test_a_file_of_unknown_origin_says_so(vocabulary, file, tmp_path):
+    (tmp_path / "tiny.40d.json").unlink()
+    source = embedder(vocabulary, pretrained_file=file[0]).source
+    assert source == f"{file[0]}, not prepared by scripts/vectors.py"
+
+
+def test_a_word_seen_once_is_known_if_it_has_a_vector(file, tmp_path):
+    def words(path):
+        fields = {"tokens": TextField([*map(Token, ["once", "never", "word3", "more", "more"])])}
+        fields["tokens"]._token_indexers = {"tokens": SingleIdTokenIndexer()}
+        params = {"type": "word_vectors", "min_count": {"tokens": 2}, "pretrained_file": path}
+        found = Vocabulary.from_params(Params(params), instances=[Instance(fields)])
+        found.save_to_files(str(tmp_path / "vocabulary"))
+        again = type(found).from_files(str(tmp_path / "vocabulary"))
+        assert again.get_index_to_token_vocabulary() == found.get_index_to_token_vocabulary()
+        return set(found.get_token_to_index_vocabulary()) - {"@@PADDING@@", "@@UNKNOWN@@"}
+
+    assert words(file[0]) == {"once", "word3", "more"}
+    assert words(str(tmp_path / "missing.txt.gz")) == words(None) == {"more"}
+
+
+def test_dropout_is_on_elements_and_in_training_only(vocabulary):
+    found = embedder(vocabulary, dropout=0.5)
+    tokens = torch.arange(1, 52)[None]
+    dropped, whole = found(tokens), found.eval()(tokens)
+    kept = dropped != 0
+    assert 0.4 < kept.float().mean() < 0.6
+    torch.testing.assert_close(dropped[kept], 2 * whole[kept])
+    torch.testing.assert_close(whole[0], found.weight[1:])
+    with pytest.raises(ConfigurationError, match="dropout: expected 0 <= dropout < 1, got 1"):
+        embedder(vocabulary, dropout=1.0)

@@ -1,13 +1,18 @@
+import gzip
 import hashlib
+import http.server
 import io
 import json
+import lzma
 import os
 import random
 import signal
 import subprocess
 import sys
 import tarfile
+import threading
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import imdb
@@ -123,7 +128,7 @@ def test_what_else_is_in_the_official_archive_is_passed_over(mirror, tmp_path):
     extras = [
         "aclImdb/README",
         "aclImdb/imdb.vocab",
-        "aclImdb/train/unsup/0_0.txt",
+        "aclImdb/train/unsup/urls.txt",
         "aclImdb/train/urls_pos.txt",
         "aclImdb/train/labeledBow.feat",
         "aclImdb/train/pos/._0_9.txt",
@@ -224,6 +229,62 @@ def test_killed_at_any_moment(mirror, tmp_path):
         assert run(mirror) == clean
         moment += 1
     assert moment == 8  # the archive and its records 3, the folder 1, the data 4
+
+
+UNLABELLED = {f"aclImdb/train/unsup/{n}_0.txt": b"Unlabelled %d,<br />x" % n for n in range(5)}
+
+
+def test_unlabelled_reviews_in_the_archive_are_written_too(mirror, tmp_path):
+    without = run(mirror)
+    files = files_of((mirror / "aclImdb_v1.tar.gz").read_bytes())
+    written = run(mirror_of(tmp_path / "fuller", archive_of(files | UNLABELLED)))
+    assert sorted(rows(written, "unsup"), key=lambda row: row["id"]) == [
+        {"id": f"train/unsup/{n}_0", "text": f"Unlabelled {n} , x"} for n in range(5)
+    ]
+    before, meta = json.loads(without["meta.json"]), json.loads(written["meta.json"])
+    assert meta["counts"].pop("unsup") == {"reviews": 5, "tokens": 20}
+    digest = hashlib.sha256(written["unsup.jsonl"]).hexdigest()
+    assert meta["files"].pop("unsup.jsonl") == digest
+    content = b"".join(UNLABELLED[name] for name in sorted(UNLABELLED))
+    assert meta.pop("unsup_fingerprint") == hashlib.sha256(content).hexdigest()
+    before.pop("unsup_fingerprint")
+    assert meta == before  # what is labelled is as without
+    for part in ("train", "dev", "test"):
+        assert written[f"{part}.jsonl"] == without[f"{part}.jsonl"]
+
+
+@pytest.mark.parametrize("by_url", [False, True])
+def test_unlabelled_reviews_beside_the_archive_are_taken(mirror, tmp_path, by_url, monkeypatch):
+    files = files_of((mirror / "aclImdb_v1.tar.gz").read_bytes())
+    whole = run(mirror_of(tmp_path / "fuller", archive_of(files | UNLABELLED)), "whole")
+    without = run(mirror)
+    packed = lzma.compress(gzip.decompress(archive_of(UNLABELLED)))
+    if by_url:
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        handler = partial(QuietHandler, directory=mirror)
+        with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+            thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+            thread.start()
+            url = f"http://127.0.0.1:{server.server_address[1]}"
+            prepare(url, Path("out"), Path("cache"))  # without: the server says 404
+            assert not Path("out/unsup.jsonl").exists()
+            (mirror / "aclImdb_unsup.tar.xz").write_bytes(packed)
+            prepare(url, Path("out"), Path("cache"))
+            server.shutdown()
+            thread.join()
+        written = {path.name: path.read_bytes() for path in Path("out").iterdir()}
+    else:
+        (mirror / "aclImdb_unsup.tar.xz").write_bytes(packed)
+        written = run(mirror)
+    assert written == whole
+    assert not any("unpacked" in name for name in os.listdir("cache"))
+    (mirror / "aclImdb_unsup.tar.xz").unlink()
+    assert run(mirror) == without
+
+
+class QuietHandler(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        pass
 
 
 def test_the_command(mirror, tmp_path, monkeypatch):

@@ -1,0 +1,160 @@
+"""The variants of configs/imdb.jsonnet on a tiny corpus, through what `allennlp train` calls."""
+
+import copy
+import gzip
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from allennlp.commands.evaluate import evaluate_from_archive
+from allennlp.commands.train import train_model_from_file
+from allennlp.common import Params
+from allennlp.common.checks import ConfigurationError
+from allennlp.data import Vocabulary
+from allennlp.models import Model
+from allennlp.training import TrainerCallback
+
+import qrnn.allennlp  # noqa: F401  registers what the configs name
+
+ROOT = Path(__file__).parents[2]
+WORDS = {"pos": "good fine lovely", "neg": "bad poor dull"}
+SMALL = {
+    "vocabulary.min_count": None,
+    "model.seq2vec_encoder.hidden_size": 8,
+    "model.seq2vec_encoder.num_layers": 2,
+    "model.seq2vec_encoder.input_size": 6,
+    "model.text_field_embedder.token_embedders.tokens.embedding_dim": 6,
+    "trainer.num_epochs": 3,
+    "trainer.optimizer.lr": 0.01,
+}
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """A directory with configs/, 60 reviews and a file of 6-d vectors for every set of them."""
+    root = tmp_path_factory.mktemp("project")
+    shutil.copytree(ROOT / "configs", root / "configs")
+    data, vectors = root / "data" / "imdb", root / "data" / "vectors"
+    data.mkdir(parents=True)
+    vectors.mkdir()
+    reviews = [
+        {"text": f"a {word} film number {n}", "label": label}
+        for n in range(10)
+        for label, words in WORDS.items()
+        for word in words.split()
+    ]
+    for part in ("train", "dev", "test"):
+        lines = "".join(json.dumps(review) + "\n" for review in reviews)
+        (data / f"{part}.jsonl").write_text(lines, encoding="utf-8")
+    (data / "meta.json").write_text('{"name": "imdb", "official": false, "note": "tiny"}')
+    numbers = [[(7 * n + 3 * i) % 11 / 20 - 0.25 for i in range(6)] for n in range(8)]
+    words = [*" ".join(WORDS.values()).split(), "film", "unheard"]
+    lines = "".join(f"{w} {' '.join(map(str, x))}\n" for w, x in zip(words, numbers, strict=True))
+    for name in ("glove.840B.300d", "word2vec-imdb.300d"):
+        (vectors / f"{name}.txt.gz").write_bytes(gzip.compress(lines.encode()))
+        about = {"name": f"tiny {name}", "official": False, "note": "for a test"}
+        (vectors / f"{name}.json").write_text(json.dumps(about))
+    return root
+
+
+def train(project, config, directory, recover=False, **overrides):
+    train_model_from_file(
+        project / "configs" / f"{config}.jsonnet",
+        directory,
+        json.dumps({**SMALL, **overrides}),
+        recover=recover,
+    )
+    return json.loads((directory / "run.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize(
+    ("config", "vectors"),
+    [
+        ("imdb_lstm", "tiny glove.840B.300d (for a test)"),
+        ("imdb_word2vec", "tiny word2vec-imdb.300d (for a test)"),
+        ("imdb_k4", "tiny glove.840B.300d (for a test)"),
+    ],
+)
+def test_a_config_trains_from_its_vectors_and_its_archive_needs_none(
+    project, tmp_path, config, vectors
+):
+    run = train(project, config, tmp_path / "run", **{"trainer.optimizer.lr": 0.03})
+    assert run["vectors"].startswith(vectors)
+    assert max(epoch["validation_accuracy"] for epoch in run["history"]) > 0.9
+    test = project / "data" / "imdb" / "test.jsonl"
+    moved = project / "data" / "elsewhere"
+    (project / "data" / "vectors").rename(moved)
+    try:
+        assert evaluate_from_archive(tmp_path / "run/model.tar.gz", str(test))["accuracy"] > 0.9
+    finally:
+        moved.rename(project / "data" / "vectors")
+
+
+def test_the_vectors_of_words_that_no_batch_has_stay(project, tmp_path):
+    """L2 under RMSprop would take them to zero."""
+    vectors = {}
+    for epochs in (1, 3):
+        directory = tmp_path / str(epochs)
+        train(project, "imdb", directory, **{"trainer.num_epochs": epochs})
+        model = Model.load(Params.from_file(str(directory / "config.json")), directory)
+        [weight] = [p for name, p in model.named_parameters() if "token_embedder_tokens" in name]
+        index = model.vocab.get_token_index
+        vectors[epochs] = {word: weight[index(word)] for word in ("nowhere", "film")}
+    assert torch.equal(vectors[1]["nowhere"], vectors[3]["nowhere"])  # the unknown word's
+    assert not torch.equal(vectors[1]["film"], vectors[3]["film"])
+
+
+class Killed(Exception):
+    pass
+
+
+@TrainerCallback.register("kill_classifier", exist_ok=True)
+class Kill(TrainerCallback):
+    """Ends the run, once, in the middle of the second epoch."""
+
+    armed = False
+
+    def on_batch(self, trainer, inputs, outputs, metrics, epoch, batch_number, *rest, **kwargs):
+        if Kill.armed and epoch == 1 and batch_number == 2:
+            Kill.armed = False
+            raise Killed
+
+
+def test_recover_continues_the_best_config_with_its_average(project, tmp_path):
+    callbacks = {"trainer.callbacks": ["run_file", "random_state", "kill_classifier"]}
+    whole = train(project, "imdb_best", tmp_path / "whole", **callbacks)["history"]
+    Kill.armed = True
+    with pytest.raises(Killed):
+        train(project, "imdb_best", tmp_path / "killed", **callbacks)
+    recovered = train(project, "imdb_best", tmp_path / "killed", True, **callbacks)["history"]
+    assert [epoch["epoch"] for epoch in recovered] == [0, 1, 2]
+    for a, b in zip(whole, recovered, strict=True):
+        for name in ("training_loss", "validation_loss", "validation_accuracy"):
+            assert a[name] == pytest.approx(b[name], rel=1e-6)
+    for a, b in zip(*map(weights, (tmp_path / "whole", tmp_path / "killed")), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def weights(directory):
+    return torch.load(directory / "best.th").values()
+
+
+def test_smoothed_labels():
+    embedder = {"token_embedders": {"tokens": {"type": "word_vectors", "embedding_dim": 3}}}
+    params = {
+        "type": "smoothed_classifier",
+        "text_field_embedder": embedder,
+        "seq2vec_encoder": {"type": "dense_lstm", "input_size": 3, "hidden_size": 4},
+        "label_smoothing": 0.2,
+    }
+    vocabulary = Vocabulary({"tokens": {"a": 1, "b": 1}, "labels": {"pos": 1, "neg": 1}})
+    model = Model.from_params(Params(copy.deepcopy(params)), vocab=vocabulary)
+    tokens = {"tokens": {"tokens": torch.tensor([[2, 3], [3, 0]])}}
+    output = model(tokens, torch.tensor([0, 1]))
+    target = torch.tensor([[0.9, 0.1], [0.1, 0.9]])
+    expected = -(target * output["probs"].log()).sum(1).mean()
+    torch.testing.assert_close(output["loss"], expected)
+    with pytest.raises(ConfigurationError, match="label_smoothing: expected"):
+        Model.from_params(Params({**params, "label_smoothing": 1.0}), vocab=vocabulary)
