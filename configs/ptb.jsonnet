@@ -14,7 +14,9 @@
 // Not stated, and chosen here:
 // - pooling fo with an untied softmax, which gives the "18M" parameters (17.7);
 // - dropout 0.5 on the last layer's output too, as in Zaremba et al. 2014;
-// - embeddings start as N(0, 1), weights as N(0, 1 / fan-in), biases, forget gates' included, at 0;
+// - embeddings start as U(-0.05, 0.05), weights as N(0, 1 / fan-in), biases, forget gates' included,
+//   at 0: the best of what scripts/ptb_start.py compares, on validation, at 200 units; embeddings
+//   that start as N(0, 1) hardly move, and saturate the first layer;
 // - at test time zoneout's mean stands for it (zoneout_eval);
 // - L2 is SGD's weight_decay, after the rescaling: the gradient gets 2e-4 times every parameter;
 // - the epoch with the best perplexity on validation is kept.

@@ -37,20 +37,24 @@ def choices(size: int) -> list[tuple[str, float, list[Any]]]:
     """What starts how, the forget gates' bias, and the regexes of AllenNLP's initializer.
 
     For layers of `size` units and k = 2. What a regex does not name starts as in the model: the
-    embeddings N(0, 1), every weight N(0, 1 / fan-in), biases 0.
+    embeddings U(-0.05, 0.05), every weight N(0, 1 / fan-in), biases 0.
     """
-    small = ["embedding.weight", uniform(0.05)]
+    of_the_model = "embeddings U(-0.05, 0.05), weights N(0, 1 / fan-in)"
     return [
         ("U(-0.05, 0.05) everywhere", 0, [[".*", uniform(0.05)]]),
-        ("embeddings U(-0.05, 0.05), weights N(0, 1 / fan-in)", 0, [small]),
+        (of_the_model, 0, []),
         (
             "embeddings U(-0.05, 0.05), gates N(0, 4 / fan-in), softmax N(0, 1 / fan-in)",
             0,
-            [small, ["rnn.*weight", normal(2 * (2 * size) ** -0.5)]],
+            [["rnn.*weight", normal(2 * (2 * size) ** -0.5)]],
         ),
-        ("embeddings N(0, 1), weights N(0, 1 / fan-in)", 0, []),
-        ("embeddings U(-0.05, 0.05), weights N(0, 1 / fan-in)", 1, [small]),
-        ("embeddings U(-0.05, 0.05), weights N(0, 1 / fan-in)", -1, [small]),
+        (
+            "embeddings N(0, 1), weights N(0, 1 / fan-in)",
+            0,
+            [["embedding.weight", normal(1)]],
+        ),
+        (of_the_model, 1, []),
+        (of_the_model, -1, []),
     ]
 
 

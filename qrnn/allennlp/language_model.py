@@ -167,8 +167,8 @@ class LanguageModel(StreamModel):
             `QRNN` or `nn.LSTM`. The embeddings have its input_size.
         dropout: rate on the embeddings and on the last layer's output. `rnn` has its own option
             for that between layers.
-        initializer: of AllenNLP. Without one, embeddings start as N(0, 1), the softmax's weights
-            as N(0, 1 / fan-in), its biases at 0, and the recurrent layers as they are.
+        initializer: of AllenNLP. Without one, embeddings start as U(-0.05, 0.05), the softmax's
+            weights as N(0, 1 / fan-in), its biases at 0, and the recurrent layers as they are.
     """
 
     def __init__(
@@ -191,7 +191,7 @@ class LanguageModel(StreamModel):
         self.softmax = nn.Linear(self.rnn.hidden_size, words)
         self.dropout = dropout
         with torch.no_grad():
-            self.embedding.weight.normal_()
+            self.embedding.weight.uniform_(-0.05, 0.05)
             self.softmax.weight.normal_(std=self.softmax.in_features**-0.5)
             self.softmax.bias.zero_()
         if initializer is not None:

@@ -274,7 +274,10 @@ def test_the_learning_rates_of_the_recipe():
 
 @pytest.mark.parametrize(
     ("config", "parameters", "embeddings", "weights"),
-    [("ptb", 17_729_040, 1, 1280**-0.5), ("ptb_lstm", 19_780_400, 3**-0.5 / 20, 3**-0.5 / 20)],
+    [
+        ("ptb", 17_729_040, 3**-0.5 / 20, 1280**-0.5),
+        ("ptb_lstm", 19_780_400, 3**-0.5 / 20, 3**-0.5 / 20),
+    ],
 )
 def test_the_models_of_the_paper(config, parameters, embeddings, weights):
     vocabulary = Vocabulary(non_padded_namespaces=["tokens"])
