@@ -14,9 +14,10 @@
 // Not stated, and chosen here:
 // - pooling fo with an untied softmax, which gives the "18M" parameters (17.7);
 // - dropout 0.5 on the last layer's output too, as in Zaremba et al. 2014;
-// - embeddings start as U(-0.05, 0.05), weights as N(0, 1 / fan-in), biases, forget gates' included,
-//   at 0: the best of what scripts/ptb_start.py compares, on validation, at 200 units; embeddings
-//   that start as N(0, 1) hardly move, and saturate the first layer;
+// - embeddings start as U(-0.05, 0.05), gates as N(0, 4 / fan-in), the softmax as N(0, 1 / fan-in),
+//   biases, forget gates' included, at 0: the best of what scripts/ptb_start.py compares, on
+//   validation, at 200 units; embeddings that start as N(0, 1) hardly move, and saturate the first
+//   layer;
 // - at test time zoneout's mean stands for it (zoneout_eval);
 // - L2 is SGD's weight_decay, after the rescaling: the gradient gets 2e-4 times every parameter;
 // - the epoch with the best perplexity on validation is kept.
@@ -47,6 +48,8 @@ function(zoneout=0.1, data="data/ptb") {
       zoneout: zoneout,
     },
     dropout: 0.5,
+    // 3 H x 2 H matrices: this is a standard deviation of 2 / sqrt(2 H)
+    initializer: {regexes: [["rnn.*weight", {type: "xavier_normal", gain: std.sqrt(5)}]]},
   },
   data_loader: {type: "token_stream", batch_size: 20, bptt: 105},
   // the length of the pieces changes nothing in evaluation but the speed

@@ -21,6 +21,7 @@ function(k=2, data="data/ptb") (import "ptb.jsonnet")(zoneout=0.3, data=data) + 
       dropout: 0.4,
     },
     dropout: 0.4,
+    initializer: null,
   },
   data_loader: {type: "token_lines", batch_size: 20, shuffle: true},
   validation_data_loader: {type: "token_lines", batch_size: 20},

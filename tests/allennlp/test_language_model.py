@@ -275,7 +275,7 @@ def test_the_learning_rates_of_the_recipe():
 @pytest.mark.parametrize(
     ("config", "parameters", "embeddings", "weights"),
     [
-        ("ptb", 17_729_040, 3**-0.5 / 20, 1280**-0.5),
+        ("ptb", 17_729_040, 3**-0.5 / 20, 2 * 1280**-0.5),
         ("ptb_lstm", 19_780_400, 3**-0.5 / 20, 3**-0.5 / 20),
     ],
 )
