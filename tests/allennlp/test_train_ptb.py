@@ -189,7 +189,7 @@ def test_the_replications_model_learns(project, tmp_path):
     overrides = {
         "model.rnn.input_size": 8,
         "model.rnn.hidden_size": 16,
-        "trainer.optimizer.lr": 1e-2,
+        "trainer.optimizer.lr": 3e-2,
         "trainer.num_epochs": 3,
     }
     history = train(project, "ptb_report", tmp_path / "run", overrides)
