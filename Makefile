@@ -2,10 +2,11 @@
 #   PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make install
 PYTHON ?= python3
 
-.PHONY: help install quick test lint data-imdb data-iwslt data-ptb bench gpu-check report lock clean
+.PHONY: help install quick test lint docs fuzz data-imdb data-iwslt data-ptb download-glove \
+  bench gpu-check reproduce-all report lock clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
 
 install: .venv/installed  ## set up .venv, PYTHON=python3 (Python 3.11 or 3.12)
 
@@ -20,6 +21,13 @@ lint: install  ## check style and types
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 
+docs: install  ## the API reference, out of the docstrings, into build/docs
+	.venv/bin/python -m pdoc --docformat google -o build/docs qrnn qrnn.layers qrnn.decoder \
+	  qrnn.functional qrnn.pooling.operator qrnn.torchqrnn qrnn.convert qrnn.onnx qrnn.allennlp qrnn.joeynmt
+
+fuzz: install  ## random calls of everything public, CASES=100000
+	QRNN_FUZZ_CASES=$(or $(CASES),100000) .venv/bin/python -m pytest tests/test_fuzz.py
+
 data-imdb: install  ## download and prepare IMDb, MIRROR=folder or URL prefix with the archive
 	.venv/bin/python scripts/imdb.py $(if $(MIRROR),--mirror "$(MIRROR)")
 
@@ -28,6 +36,9 @@ data-iwslt: install  ## the same for IWSLT 2016 German-English; LOWER=1 lower-ca
 
 data-ptb: install  ## the same for the Penn Treebank
 	.venv/bin/python scripts/ptb.py $(if $(MIRROR),--mirror "$(MIRROR)")
+
+download-glove: install  ## word vectors for IMDb, SET=glove.840B.300d or another (data/README.md)
+	.venv/bin/python scripts/vectors.py $(if $(SET),--set "$(SET)") $(if $(MIRROR),--mirror "$(MIRROR)")
 
 bench: install  ## compare the speed with nn.LSTM, into reports/results
 	.venv/bin/python scripts/benchmark.py
@@ -38,6 +49,13 @@ gpu-check:  ## on a GPU: all CUDA tests, then the benchmarks; RESULTS=folder for
 	status=0; $$python -m pytest tests/test_gpu.py || status=1; \
 	$$python scripts/benchmark.py --device cuda --results "$(or $(RESULTS),reports/results)" || status=1; \
 	exit $$status
+
+# Everything is in scripts/reproduce.py: what the variables mean, what is done before what.
+reproduce-all: install  ## the whole replication; DRY_RUN=1 shows the plan (README.md: variables)
+	.venv/bin/python scripts/reproduce.py $(if $(ONLY),--only "$(ONLY)") \
+	  $(if $(PROFILE),--profile "$(PROFILE)") $(if $(SEEDS),--seeds "$(SEEDS)") \
+	  $(if $(MIRROR),--mirror "$(MIRROR)") $(if $(VECTORS),--vectors "$(VECTORS)") \
+	  $(if $(LOWER),--lower) $(if $(RESULTS),--results "$(RESULTS)") $(if $(DRY_RUN),--dry-run)
 
 report: install  ## render the tables of README.md and reports/ from reports/results
 	.venv/bin/python scripts/report.py
@@ -63,7 +81,7 @@ CHOSEN = torch==2.13.0 transformers==4.49.0 protobuf==3.20.3
 
 lock:  ## resolve the version ranges in setup.py anew, into requirements.lock
 	@venv=$$(mktemp -d) && trap 'rm -rf "$$venv"' EXIT && "$(PYTHON)" -m venv "$$venv" && \
-	"$$venv/bin/python" -m pip install $(CHOSEN) '.[allennlp,cpu,joeynmt,scripts,test]' && \
+	"$$venv/bin/python" -m pip install $(CHOSEN) '.[allennlp,cpu,docs,joeynmt,onnx,scripts,test]' && \
 	"$$venv/bin/python" -m pip freeze --all --exclude pip --exclude qrnn > "$$venv/frozen" && \
 	{ echo '# The exact versions that experiments are reproduced with, for Python 3.11 and 3.12.' && \
 	  echo '# Made by `make lock` from the ranges in setup.py: do not edit. allennlp itself is not here' && \

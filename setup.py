@@ -46,6 +46,7 @@ EXTRAS = {
     # joeynmt imports importlib_metadata without declaring it; a newer sentencepiece breaks its
     # tokenizer.
     "joeynmt": ["importlib_metadata>=8,<11", "joeynmt==2.3.0", "sentencepiece<=0.2.1"],
+    "onnx": ["onnx>=1.17,<2", "onnxruntime>=1.26,<2", "onnxscript>=0.7,<0.8"],
     "cuda12": ["cupy-cuda12x"],
     "cuda13": ["cupy-cuda13x"],
     "test": [
@@ -55,8 +56,15 @@ EXTRAS = {
         "ruff>=0.17,<0.18",
         "setuptools>=77",
     ],
+    "docs": ["pdoc>=16,<17"],
     # What the scripts need: downloads, vectors, plots.
-    "scripts": ["gensim>=4.4,<5", "matplotlib>=3.11,<4", "requests>=2.34,<3", "tqdm>=4.70,<5"],
+    "scripts": [
+        "gensim>=4.4,<5",
+        "matplotlib>=3.11,<4",
+        "pyarrow>=26,<27",
+        "requests>=2.34,<3",
+        "tqdm>=4.70,<5",
+    ],
     # Other projects' kernels to be measured against, on a GPU.
     "bench": ["accelerated-scan", "flash-linear-attention"],
 }

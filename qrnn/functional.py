@@ -181,6 +181,10 @@ def linear_recurrence(
 ) -> Tensor:
     """h_t = f_t h_{t-1} + x_t, with no activations: the scan for other architectures.
 
+    >>> f, x = torch.full((3, 1, 1), 0.5), torch.tensor([8.0, 2.0, 1.0]).view(3, 1, 1)
+    >>> linear_recurrence(f, x).flatten().tolist()
+    [8.0, 6.0, 4.0]
+
     Args:
         f: factors (T, B, H); float32, float64, float16 or bfloat16.
         x: what is added (T, B, H).

@@ -103,6 +103,7 @@ class QRNNLayer(nn.Module):
         check_choice("zoneout_eval", zoneout_eval, ZONEOUT_EVAL)
         check_probability("weight_dropout", weight_dropout)
         check_number("forget_bias", forget_bias)
+        check(abs(forget_bias) < torch.inf, "forget_bias", "a finite number", forget_bias)
         check(bias or not forget_bias, "forget_bias", "0 in a layer without bias", forget_bias)
         self.input_size = input_size
         self.hidden_size = hidden_size
@@ -156,7 +157,7 @@ class QRNNLayer(nn.Module):
         Returns the gates (T, B, D * G * H), and the padded input of the forward direction, of
         which with masked windows the last k - 1 rows are the window for what comes after x.
         """
-        steps, k = len(x), self.kernel_size
+        steps, k = x.shape[0], self.kernel_size  # len() would fix the steps in torch.export
         weight = F.dropout(self.weight, self.weight_dropout, self.training)
         if k == 1:
             return F.linear(x, weight, self.bias), x
@@ -286,6 +287,11 @@ class QRNN(nn.Module):
 
     The first seven arguments are nn.LSTM's, in its order. It differs in having no recurrent
     weights: of an initial state only c is used, h is accepted and returned for compatibility.
+
+    >>> rnn = QRNN(8, 16, num_layers=2, bidirectional=True)
+    >>> output, (h_n, c_n) = rnn(torch.randn(20, 4, 8))
+    >>> output.shape, h_n.shape
+    (torch.Size([20, 4, 32]), torch.Size([4, 4, 16]))
 
     Args:
         input_size, hidden_size, num_layers, bias, batch_first, bidirectional: as in nn.LSTM.

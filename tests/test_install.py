@@ -77,8 +77,8 @@ def test_metadata(wheels, kind):
         assert f"{info}/licenses/LICENSE" in wheel.namelist()
     needs = metadata.get_all("Requires-Dist")
     assert [need[:5] for need in needs if "extra ==" not in need] == ["torch"]
-    extras = ["cpu", "allennlp", "joeynmt", "cuda12", "cuda13", "test"]
-    extras += ["scripts", "bench"]
+    extras = ["cpu", "allennlp", "joeynmt", "onnx", "cuda12", "cuda13", "test"]
+    extras += ["docs", "scripts", "bench"]
     assert metadata.get_all("Provides-Extra") == extras
     assert metadata["License-Expression"] == "BSD-3-Clause"
     assert metadata.get_payload() == (ROOT / "README.md").read_text(encoding="utf-8")

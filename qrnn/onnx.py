@@ -1,0 +1,112 @@
+"""ONNX export: what the operators of `qrnn.pooling` become, with ONNX's Scan for the recurrence.
+
+    torch.onnx.export(
+        rnn.eval(), (x,), "rnn.onnx", dynamo=True, custom_translation_table=qrnn.onnx.TRANSLATIONS,
+        dynamic_shapes=({0: torch.export.Dim("steps"), 1: torch.export.Dim("batch")},),
+    )
+
+It needs `pip install 'qrnn[onnx]'`. The model runs wherever Scan does, onnxruntime for one, on any
+number of steps from 1 on.
+"""
+
+from collections.abc import Callable
+from typing import Any, Union
+
+import torch
+
+from qrnn.pooling.reference import DIRECTIONS, GATES
+
+try:
+    from onnxscript import BFLOAT16, DOUBLE, FLOAT, FLOAT16, graph, opset18, script
+    from onnxscript.values import Opset
+except ImportError as error:
+    raise ImportError(f"{error}; ONNX export needs: pip install 'qrnn[onnx]'") from error
+
+Real = Union[FLOAT, DOUBLE, FLOAT16, BFLOAT16]  # noqa: UP007 (the form that onnxscript reads)
+op: Any = opset18  # its operators are made at run time
+
+
+@script(Opset("qrnn", 1), default_opset=opset18)
+def scan_forward(f: Real, x: Real, h0: Real) -> tuple[Real, Real]:
+    @graph()
+    def step(h, f_t, x_t):  # type: ignore[no-untyped-def]
+        new = f_t * h + x_t
+        return new, op.Identity(new)
+
+    last, h = op.Scan(h0, f, x, body=step, num_scan_inputs=2)
+    return h, last
+
+
+@script(Opset("qrnn", 1), default_opset=opset18)
+def scan_reverse(f: Real, x: Real, h0: Real) -> tuple[Real, Real]:
+    @graph()
+    def step(h, f_t, x_t):  # type: ignore[no-untyped-def]
+        new = f_t * h + x_t
+        return new, op.Identity(new)
+
+    last, h = op.Scan(
+        h0,
+        f,
+        x,
+        body=step,
+        num_scan_inputs=2,
+        scan_input_directions=[1, 1],
+        scan_output_directions=[1],
+    )
+    return h, last
+
+
+def linear_recurrence(f: Any, x: Any, h0: Any, reverse: bool) -> Any:
+    """qrnn::linear_recurrence."""
+    return (scan_reverse if reverse else scan_forward)(f, x, h0)[0]
+
+
+def pool(
+    gates: Any,
+    c0: Any,
+    lengths: Any,
+    seed: Any,
+    pooling: str,
+    direction: str,
+    zoneout: float,
+    keep_cells: bool,
+) -> Any:
+    """qrnn::pool, in evaluation."""
+    if seed is not None:
+        raise ValueError("zoneout: an exported model draws none; call eval() before the export")
+    D, G = DIRECTIONS[direction], GATES[pooling]
+    zero, one = op.CastLike(0.0, gates), op.CastLike(1.0, gates)
+    gates_TBDGH = op.Reshape(gates, [0, 0, D, G, -1])
+    valid = None
+    if lengths is not None:
+        index = op.Range(0, op.Squeeze(op.Shape(gates, start=0, end=1), [0]), 1)
+        valid = op.Less(op.Unsqueeze(index, [1, 2]), op.Unsqueeze(lengths, [0, 2]))
+
+    def where_valid(x: Any, padding: Any) -> Any:
+        return x if valid is None else op.Where(valid, x, padding)
+
+    h, cells, c_n = [], [], []
+    for d in range(D):
+        gates_TBGH = op.Gather(gates_TBDGH, d, axis=2)
+        z, f, *rest = (op.Gather(gates_TBGH, block, axis=2) for block in range(G))
+        update = op.Mul(op.Sigmoid(op.Neg(f)), op.CastLike(1.0 - zoneout, gates))
+        added = op.Mul(op.Sigmoid(rest[1]) if pooling == "ifo" else update, op.Tanh(z))
+        if c0 is None:
+            start = op.Expand(zero, op.Shape(z, start=1))
+        else:
+            start = op.Gather(c0, d, axis=0)
+        scan = scan_reverse if direction == "reverse" or d == 1 else scan_forward
+        # a step of padding leaves the cell as it is
+        c, last = scan(where_valid(op.Sub(one, update), one), where_valid(added, zero), start)
+        c_n.append(op.Unsqueeze(last, [0]))
+        cells.append(where_valid(c, zero))
+        h.append(cells[d] if pooling == "f" else where_valid(op.Mul(op.Sigmoid(rest[0]), c), zero))
+    kept = cells if keep_cells and pooling != "f" else [op.CastLike(op.ConstantOfShape([0]), gates)]
+    return op.Concat(*h, axis=2), op.Concat(*kept, axis=-1), op.Concat(*c_n, axis=0)
+
+
+TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
+    torch.ops.qrnn.pool.default: pool,
+    torch.ops.qrnn.linear_recurrence.default: linear_recurrence,
+}
+"""For torch.onnx.export(custom_translation_table=...)."""

@@ -1,0 +1,233 @@
+"""torch.compile, torch.export and ONNX: what is exported computes what the module does."""
+
+import importlib
+import io
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.export import Dim
+
+from qrnn import QRNN, QRNNState, functional, linear_recurrence, torchqrnn
+
+STEPS, BATCH = Dim("steps"), Dim("batch")
+SIZES = [(1, 1), (2, 1), (1, 3), (9, 4), (40, 2)]
+TIME_MAJOR = {0: STEPS, 1: BATCH}
+
+FORMS = {
+    "default": {},
+    "encoder": {
+        "bidirectional": True,
+        "dense": True,
+        "kernel_size": 3,
+        "masked": False,
+        "pooling": "ifo",
+        "zoneout": 0.2,
+    },
+    "f": {"pooling": "f", "kernel_size": 1, "bias": False},
+}
+
+
+def make(**options: Any) -> QRNN:
+    return QRNN(3, 4, 2, **options).eval()
+
+
+def inputs(steps: int, batch: int, lengths: bool) -> tuple[Any, ...]:
+    x = torch.randn(steps, batch, 3)
+    return (x, None, torch.randint(0, steps + 1, (batch,))) if lengths else (x,)
+
+
+def shapes(lengths: bool) -> tuple[Any, ...]:
+    return (TIME_MAJOR, None, {0: BATCH}) if lengths else (TIME_MAJOR,)
+
+
+def streaming(rnn: QRNN) -> tuple[Any, ...]:
+    """An input and a state for an export, and which of their dimensions may change."""
+    own = ({1: BATCH},) * rnn.num_layers
+    dynamic = TIME_MAJOR, QRNNState({1: BATCH}, {1: BATCH}, own)  # type: ignore[arg-type]
+    return (torch.randn(5, 2, 3), rnn.initial_state(2)), dynamic
+
+
+def close(got: Any, want: Any) -> None:
+    torch.testing.assert_close(got, want, rtol=0, atol=1e-5)
+
+
+def flat(results: Any) -> list[Tensor]:
+    return torch.utils._pytree.tree_leaves(results)
+
+
+class TestCompile:
+    """Of our QRNN: tests/pooling/test_operator.py."""
+
+    def teardown_method(self) -> None:
+        torch.compiler.reset()
+
+    def test_torchqrnn(self) -> None:
+        rnn = torchqrnn.QRNN(3, 4, 2, window=2, save_prev_x=True)
+        compiled = torch.compile(rnn, fullgraph=True, backend="aot_eager")
+        x, hidden = torch.randn(5, 2, 3), torch.randn(2, 2, 4)
+        results = []
+        for function in (rnn, compiled):
+            rnn.reset()
+            function(x, hidden)
+            output, last = function(x, hidden)
+            grads = torch.autograd.grad(output.sum(), list(rnn.parameters()))
+            results.append([output, last, *grads])
+        close(results[1], results[0])
+
+    def test_any_size_without_compiling_again(self) -> None:
+        rnn = make()
+        compiled = torch.compile(rnn, fullgraph=True, backend="aot_eager", dynamic=True)
+        for steps, batch in ((5, 2), (7, 3)):
+            close(compiled(torch.ones(steps, batch, 3)), rnn(torch.ones(steps, batch, 3)))
+        with torch.compiler.set_stance("fail_on_recompile"):
+            close(compiled(torch.ones(40, 9, 3)), rnn(torch.ones(40, 9, 3)))
+
+
+class TestTorchExport:
+    @pytest.mark.parametrize("form, lengths", [("default", False), ("encoder", True), ("f", False)])
+    def test_any_steps_and_batch_also_when_saved(self, form: str, lengths: bool) -> None:
+        rnn, file = make(**FORMS[form]), io.BytesIO()
+        program = torch.export.export(rnn, inputs(5, 2, lengths), dynamic_shapes=shapes(lengths))
+        torch.export.save(program, file)
+        file.seek(0)
+        program = torch.export.load(file)
+        for steps, batch in SIZES:
+            x = inputs(steps, batch, lengths)
+            close(program.module()(*x), rnn(*x))
+
+    def test_streaming(self) -> None:
+        rnn = make(kernel_size=3)
+        args, dynamic = streaming(rnn)
+        run = torch.export.export(rnn, args, dynamic_shapes=dynamic).module()
+        x, state, outputs = torch.randn(6, 4, 3), rnn.initial_state(4), []
+        for piece in x.split([1, 1, 3, 1]):
+            output, state = run(piece, state)
+            outputs.append(output)
+        want, (h, c) = rnn(x)
+        close((torch.cat(outputs), state.h, state.c), (want, h, c))
+
+    def test_torchqrnn(self) -> None:
+        rnn = torchqrnn.QRNN(3, 4, 2, window=2).eval()
+        args = torch.randn(5, 2, 3), torch.randn(2, 2, 4)
+        program = torch.export.export(rnn, args, dynamic_shapes=(TIME_MAJOR, {1: BATCH}))
+        for steps, batch in SIZES:
+            args = torch.randn(steps, batch, 3), torch.randn(2, batch, 4)
+            close(program.module()(*args), rnn(*args))
+
+
+class Pool(nn.Module):
+    def __init__(self, pooling: str, direction: str) -> None:
+        super().__init__()
+        self.pooling, self.direction = pooling, direction
+
+    def forward(self, gates: Tensor, c0: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        return functional.pool(
+            self.pooling, gates, c0, lengths=lengths, direction=self.direction, zoneout=0.3
+        )
+
+
+class Recurrence(nn.Module):
+    def forward(self, f: Tensor, x: Tensor, h0: Tensor) -> tuple[Tensor, Tensor]:
+        return linear_recurrence(f, x, h0), linear_recurrence(f, x, h0, reverse=True)
+
+
+@pytest.mark.filterwarnings(
+    # torch's exporter about itself, and about names of axes
+    "ignore:.isinstance.treespec, LeafSpec.:FutureWarning",
+    "ignore:# The axis name",
+    "ignore:# ONNX model has different",
+)
+class TestONNX:
+    @pytest.fixture(autouse=True)
+    def onnx(self) -> None:
+        needed = "ONNX export is optional: pip install 'qrnn[onnx]'"
+        for module in ("onnxscript", "onnxruntime"):
+            pytest.importorskip(module, reason=needed)
+
+    def session(self, module: nn.Module, args: tuple[Any, ...], dynamic: Any) -> Any:
+        """A function that takes the module's arguments and runs onnxruntime."""
+        import onnxruntime
+
+        from qrnn.onnx import TRANSLATIONS
+
+        program = torch.onnx.export(
+            module.eval(),
+            args,
+            dynamo=True,
+            dynamic_shapes=dynamic,
+            custom_translation_table=TRANSLATIONS,
+            verbose=False,
+        )
+        model = program.model_proto
+        assert [(o.domain, o.version >= 18) for o in model.opset_import] == [("", True)]
+        assert "Scan" in {node.op_type for node in model.graph.node}
+        session = onnxruntime.InferenceSession(model.SerializeToString())
+        names = [value.name for value in session.get_inputs()]
+
+        def run(*args: Any) -> list[Tensor]:
+            values = [value.numpy() for value in flat(args) if value is not None]
+            feed = dict(zip(names, values, strict=True))
+            return [torch.from_numpy(np.asarray(v)) for v in session.run(None, feed)]
+
+        return run
+
+    @pytest.mark.parametrize("form, lengths", [("default", False), ("encoder", True)])
+    def test_any_steps_and_batch(self, form: str, lengths: bool) -> None:
+        rnn = make(**FORMS[form])
+        run = self.session(rnn, inputs(5, 2, lengths), shapes(lengths))
+        for steps, batch in SIZES:
+            x = inputs(steps, batch, lengths)
+            close(run(*x), flat(rnn(*x)))
+
+    def test_streaming_step_by_step(self) -> None:
+        rnn = make(kernel_size=3)
+        args, dynamic = streaming(rnn)
+        run = self.session(rnn, args, dynamic)
+        x, state, outputs = torch.randn(6, 4, 3), rnn.initial_state(4), []
+        for piece in x.split([1, 1, 3, 1]):
+            output, h, c, *window = run(piece, state)
+            state = QRNNState(h, c, tuple(window))
+            outputs.append(output)
+        want, after = rnn(x, rnn.initial_state(4))
+        close([torch.cat(outputs), *flat(state)], [want, *flat(after)])
+
+    @pytest.mark.parametrize("pooling, direction", [("f", "reverse"), ("fo", "both")])
+    def test_padding_is_never_read(self, pooling: str, direction: str) -> None:
+        module, D = Pool(pooling, direction), 1 + (direction == "both")
+        G = 2 if pooling == "f" else 3
+
+        def arguments(T: int, lengths: list[int]) -> tuple[Tensor, Tensor, Tensor]:
+            gates, n = torch.randn(T, len(lengths), D * G * 4), torch.tensor(lengths)
+            gates[torch.arange(T)[:, None] >= n] = torch.nan
+            return gates, torch.randn(D, len(lengths), 4), n
+
+        run = self.session(module, arguments(4, [4, 2]), (TIME_MAJOR, {1: BATCH}, {0: BATCH}))
+        for T, lengths in ((1, [1]), (6, [0, 6, 3])):
+            args = arguments(T, lengths)
+            want = module(*args)
+            assert want[0].isfinite().all()
+            close(run(*args), list(want))
+
+    def test_linear_recurrence(self) -> None:
+        module = Recurrence()
+        args = [torch.rand(5, 2, 3), torch.randn(5, 2, 3), torch.randn(2, 3)]
+        run = self.session(module, tuple(args), (TIME_MAJOR, TIME_MAJOR, {0: BATCH}))
+        args = [torch.rand(7, 4, 3), torch.randn(7, 4, 3), torch.randn(4, 3)]
+        close(run(*args), list(module(*args)))
+
+    def test_training_is_refused(self) -> None:
+        from qrnn.onnx import pool
+
+        with pytest.raises(ValueError, match=r"zoneout: .*eval\(\)"):
+            pool(None, None, None, torch.tensor(1), "fo", "forward", 0.5, False)
+
+
+def test_onnx_without_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "qrnn.onnx", raising=False)
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    with pytest.raises(ImportError, match=r"pip install 'qrnn\[onnx\]'"):
+        importlib.import_module("qrnn.onnx")
