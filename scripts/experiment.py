@@ -6,7 +6,9 @@ A run that was interrupted is continued from its last epoch, one whose record ex
 """
 
 import argparse
+import fcntl
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -46,6 +48,8 @@ def main() -> None:
         print(run(**arguments))
     except subprocess.CalledProcessError as error:
         sys.exit(f"error: {shlex.join(error.cmd)} failed, see above; the same command continues it")
+    except BlockingIOError as error:
+        sys.exit(f"error: {error}")
 
 
 def run(
@@ -58,19 +62,29 @@ def run(
     runs: Path = Path("runs"),
     results: Path = records.RESULTS,
 ) -> Path:
-    """Returns the path of the record, which is made unless it is there."""
+    """Returns the path of the record, which is made unless it is there.
+
+    Raises BlockingIOError while another process is at work on the same run.
+    """
     target = records.path(results, experiment, row, seed)
     if target.exists():
         return target
     directory = runs / target.stem
-    started = directory.with_suffix(".json")
+    started = runs / target.name
     if not started.exists():
         runs.mkdir(parents=True, exist_ok=True)
         origin = {"commit": records.commit(), "versions": records.versions()}
         write_atomically(started, json.dumps(origin))
     framework = FRAMEWORKS[experiment]
-    framework.train(config, directory, seed, overrides or {})
-    framework.evaluate(directory)
+    with open(started) as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise BlockingIOError(f"another process is at work on {directory}") from error
+        # what it starts may outlive it, and is then still at work
+        os.set_inheritable(lock.fileno(), True)
+        framework.train(config, directory, seed, overrides or {})
+        framework.evaluate(directory)
     about = {"experiment": experiment, "row": row, "seed": seed, "note": note}
     made = {"device": records.device(), "command": shlex.join(["python", *sys.argv])}
     return records.write(results, read_json(started) | framework.outcome(directory) | about | made)

@@ -5,56 +5,76 @@ through `allennlp` and `joeynmt`, and prints what came out and where it lies: fo
 beside the perplexity of the source that its text was drawn from, which it cannot beat.
 """
 
-import json
+import argparse
 from pathlib import Path
 
 import experiment
 import imdb
 import iwslt
 import ptb
+import records
 import sample
 import sample_text
 import sample_translation
+from fetch import read_json
 
 SAMPLE = Path("data/sample")
 RUNS = Path("runs/quick")
-# The part that is chosen on, the factor and the digits to show a measure with.
-MEASURES = {"accuracy": ("dev", 100, 1), "perplexity": ("valid", 1, 2), "bleu": ("dev", 1, 1)}
+RESULTS = RUNS / "results"
+DATA = {"imdb": (sample, imdb), "ptb": (sample_text, ptb), "iwslt": (sample_translation, iwslt)}
+ROWS = (  # experiment, config, row
+    ("imdb", "configs/imdb_quick.jsonnet", "quick"),
+    ("ptb", "configs/ptb_quick.jsonnet", "quick"),
+    ("iwslt", "configs/iwslt_quick.yaml", "quick"),
+    ("iwslt", "configs/iwslt_quick_lstm.yaml", "quick-lstm"),
+)
+# The measure, the part that is chosen on, the factor and the digits to show it with.
+MEASURES = {
+    "imdb": ("accuracy", "dev", 100, 1),
+    "ptb": ("perplexity", "valid", 1, 2),
+    "iwslt": ("bleu", "dev", 1, 1),
+}
 
 
 def main() -> None:
-    mirror, cache = SAMPLE / "mirror", SAMPLE / "download"
-    sample.write(mirror)
-    imdb.prepare(str(mirror), SAMPLE / "imdb", cache)
-    sample_translation.write(mirror)
-    iwslt.prepare(str(mirror), SAMPLE / "iwslt", cache)
-    sample_text.write(mirror)
-    ptb.prepare(str(mirror), SAMPLE / "ptb", cache)
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--prepare", choices=sorted(DATA), help="only generate and prepare this")
+    if name := parser.parse_args().prepare:
+        prepare(name)
+        return
+    for name in DATA:
+        prepare(name)
+    for name, config, row in ROWS:
+        experiment.run(name, Path(config), row, runs=RUNS, results=RESULTS)
+    show()
 
-    rows: list[tuple[str, ...]] = [("run", "measure", "dev", "test", "parameters", "training")]
-    paths = []
-    for name, config, row, measure in (
-        ("imdb", "configs/imdb_quick.jsonnet", "quick", "accuracy"),
-        ("ptb", "configs/ptb_quick.jsonnet", "quick", "perplexity"),
-        ("iwslt", "configs/iwslt_quick.yaml", "quick", "bleu"),
-        ("iwslt", "configs/iwslt_quick_lstm.yaml", "quick-lstm", "bleu"),
-    ):
-        path = experiment.run(name, Path(config), row, runs=RUNS, results=RUNS / "results")
-        record = json.loads(path.read_text(encoding="utf-8"))
-        metrics = record["metrics"]
-        chosen_on, scale, digits = MEASURES[measure]
+
+def prepare(name: str) -> None:
+    generator, preparer = DATA[name]
+    generator.write(SAMPLE / "mirror")
+    preparer.prepare(str(SAMPLE / "mirror"), SAMPLE / name, SAMPLE / "download")
+
+
+def show() -> None:
+    """Prints the table of the records that are there."""
+    table: list[tuple[str, ...]] = [("run", "measure", "dev", "test", "parameters", "training")]
+    paths = [records.path(RESULTS, name, row, seed=1) for name, _, row in ROWS]
+    paths = [path for path in paths if path.exists()]
+    for path in paths:
+        record = read_json(path)
+        metrics, name = record["metrics"], record["experiment"]
+        measure, chosen_on, scale, digits = MEASURES[name]
         parts = (chosen_on, "test")
         dev, test = (f"{scale * metrics[f'{part}_{measure}']:.{digits}f}" for part in parts)
         seconds = f"{record['wall_seconds']:.0f} s"
-        rows.append((path.stem, measure, dev, test, f"{metrics['parameters']:,}", seconds))
-        paths.append(path)
+        table.append((path.stem, measure, dev, test, f"{metrics['parameters']:,}", seconds))
         if name == "ptb":
             texts = ((SAMPLE / f"ptb/{part}.txt").read_text("utf-8") for part in parts)
             known = [f"{sample_text.perplexity(text):.2f}" for text in texts]
-            rows.append(("  its source", measure, *known, "", ""))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+            table.append(("  its source", measure, *known, "", ""))
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     print("\nGenerated samples, not the real corpora:")
-    for line in rows:
+    for line in table:
         print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)))
     for path in paths:
         print(f"record  {path}    run  {RUNS / path.stem}")

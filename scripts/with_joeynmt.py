@@ -182,16 +182,24 @@ def validations(attempt: Path) -> list[dict[str, float]]:
 
 def progress(attempt: Path) -> list[dict[str, float]]:
     """What training logged: step, target characters per second."""
-    text = (attempt / "train.log").read_text(encoding="utf-8")
-    return [{"step": int(m[1]), "rate": float(m[2])} for m in LOGGED.finditer(text)]
+    return [{"step": int(m[1]), "rate": float(m[2])} for m in LOGGED.finditer(log(attempt))]
 
 
 def seconds(attempt: Path) -> float:
     """From the first to the last line of its log."""
-    stamps = STAMP.findall((attempt / "train.log").read_text(encoding="utf-8"))
+    stamps = STAMP.findall(log(attempt))
+    if not stamps:
+        return 0.0
     first, last = (datetime.fromisoformat(stamps[n].replace(",", ".")) for n in (0, -1))
     return (last - first).total_seconds()
 
 
+def log(attempt: Path) -> str:
+    """Empty for an attempt that was killed before it wrote any."""
+    file = attempt / "train.log"
+    return file.read_text(encoding="utf-8") if file.exists() else ""
+
+
 def call(*arguments: object) -> None:
-    subprocess.run([sys.executable, "-m", "joeynmt", *map(str, arguments)], check=True)
+    command = [sys.executable, "-m", "joeynmt", *map(str, arguments)]
+    subprocess.run(command, check=True, close_fds=False)  # it shares experiment.run's lock

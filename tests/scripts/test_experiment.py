@@ -1,10 +1,12 @@
 import json
 import subprocess
+import tarfile
 from pathlib import Path
 
 import experiment
 import pytest
 import records
+import torch
 import with_allennlp
 
 META = {"name": "imdb", "official": False, "note": "tiny", "fingerprint": "0"}
@@ -25,7 +27,11 @@ class Commands:
             directory.mkdir(parents=True, exist_ok=True)
             overrides = json.loads(called[called.index("-o") + 1])
             config = {"train_data_path": "data/imdb/train.jsonl", **overrides}
-            (directory / "config.json").write_text(json.dumps(config))
+            (directory / "config.json").write_text(json.dumps(config | {"trainer": {}}))
+            tracker = {"is_best_so_far": True, "epochs_with_no_improvement": 0}
+            state = {"metric_tracker": tracker, "batches_in_epoch_completed": 0}
+            for kind in ("model", "training"):
+                torch.save(state, directory / f"{kind}_state_e1_b0.th")
             self.die("train", called)
             history = [
                 {"epoch": e, "seconds": 2.5, "validation_accuracy": 0.8, "peak_memory_MB": 1}
@@ -35,7 +41,9 @@ class Commands:
             (directory / "run.json").write_text(json.dumps(run))
             metrics = {"best_validation_accuracy": 0.8, "best_epoch": 1}
             (directory / "metrics.json").write_text(json.dumps(metrics))
-            (directory / "model.tar.gz").touch()
+            with tarfile.open(directory / "model.tar.gz", "w:gz") as tar:
+                for name in ("config.json", "weights.th", "meta.json"):
+                    tar.add(directory / "run.json", name)
         else:
             Path(called[called.index("--output-file") + 1]).write_text('{"accuracy": 0.75}')
             self.die("evaluate", called)
@@ -96,6 +104,12 @@ def test_an_interrupted_training_is_recovered(commands):
     commands.dies_at = ""
     run()
     assert ["--recover" in call for call in commands.called] == [False, True, False]
+
+
+def test_two_processes_do_not_train_the_same_run(commands, monkeypatch):
+    monkeypatch.setattr(with_allennlp, "call", lambda *_: run())
+    with pytest.raises(BlockingIOError, match="another process is at work on runs/imdb-k2-seed3"):
+        run()
 
 
 def test_an_interrupted_evaluation_is_repeated_and_the_training_is_not(commands):

@@ -116,6 +116,13 @@ def test_an_interrupted_training_goes_on_in_a_new_attempt(commands):
     assert record["wall_seconds"] == 10.5 + 11.5
 
 
+def test_an_attempt_that_was_killed_before_it_wrote_anything_counts_for_nothing(commands):
+    Path("runs/iwslt-qrnn-seed3/attempt-1").mkdir(parents=True)
+    record = run()
+    assert Path("runs/iwslt-qrnn-seed3/attempt-2/train.log").exists()
+    assert record["wall_seconds"] == 10.5 and len(record["history"]) == 1
+
+
 def test_an_interrupted_evaluation_is_repeated_and_the_training_is_not(commands):
     commands.dies_at = {"test"}
     with pytest.raises(subprocess.CalledProcessError):

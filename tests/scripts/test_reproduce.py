@@ -1,0 +1,254 @@
+"""The runner, with steps that write a file instead of training, and the plan."""
+
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import quick
+import records
+import reproduce
+from reproduce import Options, Outcome, Runner, Step
+
+SCRIPTS = Path(reproduce.__file__).parent
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def step(name, *needs, code=""):
+    """Notes when and where it ran in NAME.done, after `code`."""
+    program = (
+        f"import os, time; start = time.time(); {code or 'pass'}; import json\n"
+        f"place = os.environ.get('CUDA_VISIBLE_DEVICES')\n"
+        f"open('{name}.part', 'w').write(json.dumps([start, time.time(), place]))\n"
+        f"os.replace('{name}.part', '{name}.done')\n"
+    )
+    return Step(name, ("-S", "-c", program), Path(f"{name}.done"), needs)
+
+
+def run(*steps, environments=({},)):
+    outcomes = {}
+    Runner(steps, Path("logs"), environments, outcomes).run()
+    return outcomes
+
+
+def told(name):
+    return json.loads(Path(f"{name}.done").read_text())
+
+
+def test_steps_run_in_order_and_only_once():
+    steps = [step("a"), step("b", "a"), step("c", "a", "b")]
+    assert {o.state for o in run(*steps).values()} == {"done"}
+    a, b, c = map(told, "abc")
+    assert a[1] <= b[0] and b[1] <= c[0]
+    again = run(*steps)
+    assert set(again.values()) == {Outcome("done", "before")} and told("a") == a
+
+
+def test_a_failure_stops_only_what_needs_it():
+    bad = step("bad", code="print('the disk is full'); raise SystemExit(3)")
+    steps = [bad, step("after", "bad"), step("later", "after"), step("other")]
+    outcomes = run(*steps)
+    assert outcomes["bad"] == Outcome("failed", "exit status 3: the disk is full")
+    assert outcomes["after"] == Outcome("not started", "because of bad")
+    assert outcomes["later"] == Outcome("not started", "because of after")
+    assert outcomes["other"].state == "done" and not Path("after.done").exists()
+    text = reproduce.summary(steps, outcomes, Path("logs"))
+    assert "1 of 4 steps are done" in text and "logs/bad.log" in text
+    assert reproduce.shown(bad) in text and "To continue: " in text
+    assert "the disk is full" in Path("logs/bad.log").read_text()
+
+
+def test_a_step_that_is_killed_or_leaves_nothing_has_failed():
+    steps = [
+        step("killed", code="os.kill(os.getpid(), 9)"),
+        Step("nothing", ("-c", ""), Path("nothing.done")),
+        Step("always", ("-c", ""), None),
+    ]
+    outcomes = run(*steps)
+    assert outcomes["killed"] == Outcome("failed", "killed by SIGKILL (out of memory?)")
+    assert outcomes["nothing"] == Outcome("failed", "ended without nothing.done")
+    assert outcomes["always"].state == "done"
+
+
+def test_each_gpu_has_one_step_at_a_time():
+    """Two at once, each waiting for the other to have begun; the third when one of them is over."""
+    meet = "open('{0}.here', 'w')\nwhile not os.path.exists('{1}.here'): time.sleep(0.01)"
+    first = step("first", code="exec({!r})".format(meet.format("first", "second")))
+    second = step("second", code="exec({!r})".format(meet.format("second", "first")))
+    more = [step(name, code="time.sleep(0.1)") for name in ("x", "y", "z")]
+    gpus = [{"CUDA_VISIBLE_DEVICES": gpu} for gpu in ("0", "3")]
+    outcomes = run(first, second, *more, step("last", "x", "y", "z"), environments=gpus)
+    assert {o.state for o in outcomes.values()} == {"done"}
+    spans = [told(name) for name in ("first", "second", "x", "y", "z", "last")]
+    assert {place for _, _, place in spans} == {"0", "3"}
+    for gpu in ("0", "3"):
+        mine = sorted(span for span in spans if span[2] == gpu)
+        assert all(a[1] <= b[0] for a, b in pairwise(mine))
+
+
+RUNNER = """
+import sys
+from pathlib import Path
+from reproduce import Runner, Step
+code = "import os, time; open('begun', 'w'); time.sleep({}); os.mkdir('slow.done')"
+slow = Step("slow", ("-S", "-c", code.format(sys.argv[1])), Path("slow.done"))
+Runner([slow], Path("logs"), [{}], {}).run()
+"""
+
+
+def runner(seconds):
+    environment = {**os.environ, "PYTHONPATH": str(SCRIPTS)}
+    command = [sys.executable, "-c", RUNNER, str(seconds)]
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+    while not Path("begun").exists():
+        assert process.poll() is None
+        time.sleep(0.02)
+    return process
+
+
+def test_what_a_killed_runner_leaves_at_work_is_waited_for():
+    process = runner(2)
+    process.kill()
+    process.wait()
+    assert not Path("slow.done").exists()
+    code = "raise SystemExit('begun twice')"
+    again = Step("slow", ("-S", "-c", code), Path("slow.done"))
+    assert run(again)["slow"] == Outcome("done", "by an earlier start")
+
+
+def test_ctrl_c_ends_all_that_runs():
+    process = runner(60)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=10)
+    with open("logs/slow.log", "ab") as log:
+        deadline = time.monotonic() + 10
+        while True:
+            try:
+                fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)  # nobody writes it any more
+                break
+            except BlockingIOError:
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+    assert not Path("slow.done").exists()
+
+
+def options(profile="full", **changes):
+    given = {
+        "only": reproduce.PARTS,
+        "profile": profile,
+        "seeds": 1,
+        "mirror": None,
+        "vectors": reproduce.GLOVE if profile == "full" else None,
+        "lower": False,
+        "runs": quick.RUNS if profile == "quick" else Path("runs"),
+        "results": quick.RESULTS if profile == "quick" else records.RESULTS,
+        "device": "CPU (a, 2 cores, 2 threads)",
+    }
+    return Options(**given | changes)
+
+
+@pytest.mark.parametrize("profile", reproduce.PROFILES)
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_a_plan_has_everything_before_what_needs_it(profile, seeds):
+    phases = reproduce.plan(options(profile, seeds=seeds, vectors="kumo-6B.50d"))
+    names = [step.name for phase in phases for step in phase]
+    assert len(names) == len(set(names))
+    for phase in phases:
+        seen = set()
+        for found in phase:
+            assert set(found.needs) <= seen
+            seen.add(found.name)
+            assert (SCRIPTS / Path(found.command[0]).name).exists()
+            for config in (part for part in found.command if part.startswith("configs/")):
+                assert (SCRIPTS.parent / config).exists()
+
+
+def test_the_full_plan_has_the_rows_of_the_tables():
+    phases = reproduce.plan(options(seeds=2, mirror="there"))
+    steps = {step.name: step for phase in phases for step in phase}
+    rows = {"imdb": "k2 k4 lstm best", "iwslt": "qrnn lstm"}
+    rows["ptb"] = "qrnn zoneout lstm report awd finetuned cache"
+    for experiment, names in rows.items():
+        for name in names.split():
+            for seed in (1, 2):
+                found = steps[f"{experiment}-{name}-seed{seed}"]
+                assert found.result == records.path(records.RESULTS, experiment, name, seed)
+    assert "ptb-awd-seed2" in steps["ptb-finetuned-seed2"].needs
+    tuned = json.loads(steps["ptb-finetuned-seed2"].command[-1])
+    assert tuned["model.archive_file"] == "runs/ptb-awd-seed2/model.tar.gz"
+    cache = steps["ptb-cache-seed2"]
+    assert cache.needs == ("ptb-finetuned-seed2",) and "runs/ptb-finetuned-seed2" in cache.command
+    assert steps["data-iwslt"].command == ("scripts/iwslt.py", "--mirror", "there")
+    assert "--overrides" not in steps["imdb-k2-seed1"].command
+    assert steps["imdb-k2-seed1"].needs == ("data-imdb", "vectors-glove.840B.300d")
+
+
+def test_other_vectors_are_a_row_of_their_own():
+    _, experiments, _ = reproduce.plan(options(only=("imdb",), vectors="kumo-6B.50d"))
+    found = next(step for step in experiments if step.name == "imdb-k2-kumo-6B-50d-seed1")
+    overrides = json.loads(found.command[found.command.index("--overrides") + 1])
+    assert overrides["vocabulary.pretrained_file"] == "data/vectors/kumo-6B.50d.txt.gz"
+    assert overrides["model.seq2vec_encoder.input_size"] == 50
+
+
+def test_estimates_come_from_a_record_of_the_same_row_first():
+    known = {
+        "imdb-k2-seed2.json": {"device": "CPU (a, 2 cores, 2 threads)", "wall_seconds": 7200},
+        "imdb-k4-seed1.json": {"device": "A100", "wall_seconds": 3600},
+    }
+    path = records.RESULTS / "imdb-{}-seed1.json"
+
+    def estimate(row, hours, **changes):
+        result = Path(str(path).format(row))
+        return reproduce.estimate(result, hours, options(**changes), known)
+
+    assert estimate("k2", 10) == (2, "imdb-k2-seed2.json")
+    assert estimate("k4", 10) == (1, "imdb-k4-seed1.json, A100")
+    assert estimate("lstm", 10) == (10, "config, on a CPU")
+    assert estimate("lstm", 10, device="H100") == (None, "")
+
+
+def main(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["scripts/reproduce.py", *arguments])
+    reproduce.main()
+
+
+def test_a_dry_run_writes_nothing(monkeypatch, capsys, tmp_path):
+    main(monkeypatch, "--dry-run", "--profile", "full", "--only", "ptb,bench")
+    said = capsys.readouterr().out
+    assert "profile full" in said and "ptb-awd-seed1" in said and "imdb" not in said
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("code", "status"), [("", 0), ("raise SystemExit(1)", 1)])
+def test_the_exit_status_and_the_summary(monkeypatch, capsys, code, status):
+    phases = ([step("bench")], [step("train", code=code)], [step("report")])
+    monkeypatch.setattr(reproduce, "plan", lambda options: phases)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    with pytest.raises(SystemExit) as ended:
+        main(monkeypatch, "--profile", "cpu")
+    assert ended.value.code == status
+    said = capsys.readouterr().out
+    assert f"{3 - status} of 3 steps are done" in said
+    assert ("scripts/reproduce.py --profile cpu" in said) == bool(status)
+    assert told("bench")[1] <= told("report")[0]
+    assert told("report")[2] == ""  # no GPU: what the table calls a CPU is one
+
+
+@pytest.mark.parametrize(
+    "wrong", [["--only", "imdb,mnist"], ["--seeds", "0"], ["--vectors", "fasttext"]]
+)
+def test_wrong_options_are_named(monkeypatch, capsys, wrong):
+    with pytest.raises(SystemExit):
+        main(monkeypatch, *wrong)
+    assert wrong[0] in capsys.readouterr().err
