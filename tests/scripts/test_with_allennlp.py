@@ -262,6 +262,9 @@ def test_best_weights_follow_the_checkpoint(tmp_path):
     state["moving_average"] = {"updates": 3, "shadows": {"w": torch.full((2,), 0.5)}}
     assert with_allennlp.has_best(tmp_path, with_allennlp.Checkpoint(model, state))
     assert {k: v.tolist() for k, v in torch.load(best).items()} == {"w": [0.5, 0.5], "buffer": [1]}
+    state["moving_average"] = {"steps": 0, "shadows": {"w": torch.zeros(2)}}  # has not begun
+    assert with_allennlp.has_best(tmp_path, with_allennlp.Checkpoint(model, state))
+    assert torch.load(best)["w"].tolist() == [1, 1]
     state["metric_tracker"]["is_best_so_far"] = False
     cut(best)
     assert not with_allennlp.has_best(tmp_path, with_allennlp.Checkpoint(model, state))
