@@ -222,7 +222,7 @@ def test_a_step_of_the_trainer_by_hand(corpus):
     rescaling, then L2."""
     config = Params.from_file(CONFIGS / "ptb.jsonnet")["trainer"]
     model = build(corpus)
-    B, T, lr, decay, norm = 4, 5, 1, 2e-4, 0.63  # norm 10 never rescales a model as small
+    B, T, lr, decay, norm = 4, 5, 1, 2e-4, 0.55  # norm 10 never rescales a model as small
     hand = {name: p.detach().clone() for name, p in model.named_parameters()}
     twin = copy.deepcopy(model)
     batches = loader(corpus, T, B)
