@@ -3,8 +3,8 @@
 Seq2SeqEncoder and Seq2VecEncoder "qrnn", Seq2VecEncoder "dense_lstm", TokenEmbedder and Vocabulary
 "word_vectors", Models "smoothed_classifier", "language_model" and "awd_language_model",
 DatasetReaders "imdb" and "token_stream", DataLoaders "token_stream" and "token_lines",
-TrainerCallbacks "run_file", "random_state", "nt_asgd" and "rate_by_length", MovingAverage
-"exponential_average".
+TrainerCallbacks "run_file", "random_state", "bfloat16_autocast", "nt_asgd" and "rate_by_length",
+MovingAverage "exponential_average".
 """
 
 from qrnn.allennlp import compat
@@ -13,7 +13,7 @@ compat.mend()
 
 from qrnn.allennlp.averaging import ExponentialAverage  # noqa: E402
 from qrnn.allennlp.awd import NTASGD, AWDLanguageModel, RateByLength  # noqa: E402
-from qrnn.allennlp.callbacks import RandomState, RunFile  # noqa: E402
+from qrnn.allennlp.callbacks import BFloat16Autocast, RandomState, RunFile  # noqa: E402
 from qrnn.allennlp.classifier import SmoothedClassifier  # noqa: E402
 from qrnn.allennlp.encoders import (  # noqa: E402
     DenseLSTMSeq2VecEncoder,
@@ -32,6 +32,7 @@ from qrnn.allennlp.word_vectors import WordVectors, WordVectorsVocabulary  # noq
 __all__ = [
     "NTASGD",
     "AWDLanguageModel",
+    "BFloat16Autocast",
     "DenseLSTMSeq2VecEncoder",
     "ExponentialAverage",
     "ImdbReader",

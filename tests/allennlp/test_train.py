@@ -127,10 +127,13 @@ def test_recover_continues_a_killed_run_to_the_same_end(trained, tmp_path, monke
             assert a[name] == pytest.approx(b[name], rel=1e-6)
 
 
-def test_two_processes_train_together(project, tmp_path):
-    distributed = {"distributed": {"cuda_devices": [-1, -1]}}
+def test_two_processes_train_together_in_bfloat16(project, tmp_path):
+    options = {
+        "distributed": {"cuda_devices": [-1, -1]},
+        "trainer.callbacks": ["run_file", "random_state", "bfloat16_autocast"],
+    }
     config = project / "configs" / "imdb_k4.jsonnet"
-    allennlp(tmp_path, "train", config, **distributed)
+    allennlp(tmp_path, "train", config, **options)
     directory = tmp_path / "runs" / "imdb_k4"
     metrics = json.loads((directory / "metrics.json").read_text(encoding="utf-8"))
     assert metrics["best_validation_accuracy"] > 0.9
