@@ -165,7 +165,7 @@ class RandomState(TrainerCallback):
 class BFloat16Autocast(TrainerCallback):
     """Runs the model under torch.autocast to bfloat16, in training and validation, on any device.
 
-    AllenNLP's `use_amp` is float16 on CUDA only. bfloat16 has float32's range, so that no loss needs
+    AllenNLP's `use_amp` is float16 on CUDA only. bfloat16 has float32's range, so no loss needs
     scaling, and speeds up a CPU's matrix products too. Weights and their updates stay float32.
     `allennlp evaluate` has no callbacks, and so evaluates in float32.
     """
