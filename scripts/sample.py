@@ -11,12 +11,10 @@ neighbours settle it. On the words, lower-cased, logistic regression gets 71 % o
 reviews right, on words and pairs of words 75 %; order and negation give the rest.
 """
 
-import argparse
-import gzip
-import io
 import random
-import tarfile
 from pathlib import Path
+
+import packing
 
 SEED = 1
 REVIEWS = {"train": 2_000, "test": 500}
@@ -43,39 +41,21 @@ FILLER = (
 )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("folder", type=Path)
-    write(parser.parse_args().folder)
-
-
 def write(folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "aclImdb_v1.tar.gz"
-    part = path.with_name(path.name + ".part")
-    part.write_bytes(archive())
-    part.replace(path)
-    print(f"{path}: {' + '.join(map(str, REVIEWS.values()))} synthetic reviews")
+    what = f"{' + '.join(map(str, REVIEWS.values()))} synthetic reviews"
+    packing.write(folder / "aclImdb_v1.tar.gz", archive(), what)
 
 
 def archive(reviews: dict[str, int] = REVIEWS) -> bytes:
     """The .tar.gz; `reviews` says how many, half of each label, are in train and in test."""
     rng = random.Random(SEED)
-    packed = io.BytesIO()
-    with (
-        gzip.GzipFile(fileobj=packed, mode="wb", mtime=0) as compressed,
-        tarfile.open(fileobj=compressed, mode="w") as tar,
-    ):
-        for part, number in reviews.items():
-            for i in range(number):
-                label = ("pos", "neg")[i % 2]
-                text = review(rng, label).encode()
-                file = tarfile.TarInfo(
-                    f"aclImdb/{part}/{label}/{i // 2}_{rng.choice(STARS[label])}.txt"
-                )
-                file.size = len(text)
-                tar.addfile(file, io.BytesIO(text))
-    return packed.getvalue()
+    texts = {}
+    for part, number in reviews.items():
+        for i in range(number):
+            label = ("pos", "neg")[i % 2]
+            text = review(rng, label)
+            texts[f"aclImdb/{part}/{label}/{i // 2}_{rng.choice(STARS[label])}.txt"] = text
+    return packing.pack(texts)
 
 
 def review(rng: random.Random, label: str) -> str:
@@ -104,4 +84,4 @@ def opinion(rng: random.Random, favourable: bool) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    packing.main(write, __doc__)

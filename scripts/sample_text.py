@@ -10,13 +10,11 @@ probability END. So the entropy of the text is known: `perplexity` is what a mod
 knows the source, and no model can do better but by chance.
 """
 
-import argparse
-import gzip
-import io
 import math
 import random
-import tarfile
 from pathlib import Path
+
+import packing
 
 SEED = 1
 WORDS = {"train": 50_000, "valid": 5_000, "test": 5_000}  # without ends of lines
@@ -26,36 +24,21 @@ NEXT = (0.5, 0.25, 0.125, 0.125)  # of the successors of a word
 END = 0.1
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("folder", type=Path)
-    write(parser.parse_args().folder)
-
-
 def write(folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "simple-examples.tgz"
-    part = path.with_name(path.name + ".part")
-    part.write_bytes(archive())
-    part.replace(path)
-    print(f"{path}: {' + '.join(map(str, WORDS.values()))} synthetic words")
+    what = f"{' + '.join(map(str, WORDS.values()))} synthetic words"
+    packing.write(folder / "simple-examples.tgz", archive(), what)
 
 
 def archive(words: dict[str, int] = WORDS) -> bytes:
     """The .tgz; `words` says how many, at least, each part has."""
     rng = random.Random(SEED)
     table = successors()
-    packed = io.BytesIO()
-    with (
-        gzip.GzipFile(fileobj=packed, mode="wb", mtime=0) as compressed,
-        tarfile.open(fileobj=compressed, mode="w") as tar,
-    ):
-        for part, number in words.items():
-            text = generate(rng, table, number).encode()
-            file = tarfile.TarInfo(f"simple-examples/data/ptb.{part}.txt")
-            file.size = len(text)
-            tar.addfile(file, io.BytesIO(text))
-    return packed.getvalue()
+    return packing.pack(
+        {
+            f"simple-examples/data/ptb.{part}.txt": generate(rng, table, number)
+            for part, number in words.items()
+        }
+    )
 
 
 def successors() -> dict[tuple[str, str], list[str]]:
@@ -91,4 +74,4 @@ def perplexity(text: str) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    packing.main(write, __doc__)

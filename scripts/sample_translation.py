@@ -11,13 +11,11 @@ copied. Into the training text come, for the cleaner, tag lines, entities, and t
 DROPPED; into dev, an entity and a line separator.
 """
 
-import argparse
-import gzip
-import io
 import random
-import tarfile
 from pathlib import Path
 from xml.sax.saxutils import escape
+
+import packing
 
 SEED = 1
 PAIRS = {"train": 2_000, "dev": 100, "test": 100}
@@ -48,19 +46,9 @@ DROPPED = (
 )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("folder", type=Path)
-    write(parser.parse_args().folder)
-
-
 def write(folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "de-en.tgz"
-    part = path.with_name(path.name + ".part")
-    part.write_bytes(archive())
-    part.replace(path)
-    print(f"{path}: {' + '.join(map(str, PAIRS.values()))} synthetic pairs")
+    what = f"{' + '.join(map(str, PAIRS.values()))} synthetic pairs"
+    packing.write(folder / "de-en.tgz", archive(), what)
 
 
 def archive(pairs: dict[str, int] = PAIRS) -> bytes:
@@ -77,22 +65,14 @@ def archive(pairs: dict[str, int] = PAIRS) -> bytes:
     dev[0] = ("Er &\u2028ich.", "He &\u2028I.")
     train[1:1] = DROPPED
 
-    packed = io.BytesIO()
-    with (
-        gzip.GzipFile(fileobj=packed, mode="wb", mtime=0) as compressed,
-        tarfile.open(fileobj=compressed, mode="w") as tar,
-    ):
-        for i, language in enumerate(("de", "en")):
-            files = {
-                f"train.tags.de-en.{language}": tagged([p[i] for p in train]),
-                f"IWSLT16.TED.tst2013.de-en.{language}.xml": xml([p[i] for p in dev]),
-                f"IWSLT16.TED.tst2014.de-en.{language}.xml": xml([p[i] for p in test]),
-            }
-            for name, text in files.items():
-                file = tarfile.TarInfo(f"de-en/{name}")
-                file.size = len(text.encode())
-                tar.addfile(file, io.BytesIO(text.encode()))
-    return packed.getvalue()
+    texts = {}
+    for i, language in enumerate(("de", "en")):
+        texts |= {
+            f"de-en/train.tags.de-en.{language}": tagged([p[i] for p in train]),
+            f"de-en/IWSLT16.TED.tst2013.de-en.{language}.xml": xml([p[i] for p in dev]),
+            f"de-en/IWSLT16.TED.tst2014.de-en.{language}.xml": xml([p[i] for p in test]),
+        }
+    return packing.pack(texts)
 
 
 def pair(rng: random.Random) -> tuple[str, str]:
@@ -150,4 +130,4 @@ def xml(sentences: list[str]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    packing.main(write, __doc__)
