@@ -19,7 +19,7 @@ from qrnn.functional import (
     check_probability,
     pool,
 )
-from qrnn.layers import QRNNLayer, check_input, check_size
+from qrnn.layers import QRNNLayer, check_flag, check_input, check_size
 from qrnn.pooling.reference import GATES
 
 
@@ -101,6 +101,7 @@ class QRNNDecoder(nn.Module):
     ) -> None:
         super().__init__()
         check_size("num_layers", num_layers)
+        check_flag("batch_first", batch_first)
         check_probability("dropout", dropout)
         check_probability("attention_dropout", attention_dropout)
         check_size("kernel_size", kernel_size)
