@@ -93,12 +93,13 @@ def pool(
     zoneout: float = 0.0,
     zoneout_eval: str = "mean",
     training: bool = False,
+    shift: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """Activations, zoneout, recurrence and output gate in one step.
 
     Args:
         pooling: "f", "fo" or "ifo": G = 2, 3 or 4 blocks of pre-activations.
-        gates: (T, B, D * G * H), in each direction the blocks z, f, o, i (the first G of them);
+        gates: (T + |shift|, B, D * G * H), in each direction the blocks z, f, o, i (the first G);
             float32, float64, float16 or bfloat16 (16-bit types accumulate in float32).
         c0: first cells (D, B, H); zeros when None.
         lengths: valid steps of each sequence, integers (B,); T when None. Padding is never read,
@@ -110,6 +111,9 @@ def pool(
         zoneout_eval: what stands for it outside training, which the paper does not say: "mean"
             scales the update gate 1 - f by 1 - zoneout, "none" uses f as it is.
         training: whether zoneout is drawn at random.
+        shift: for "both", by how many rows the reverse half of the gates lies later than the
+            forward half, so that one convolution can make both: step t of the two is in rows t
+            and t + shift, or, when shift is negative, t - shift and t.
 
     Returns:
         h (T, B, D * H) and c_n (D, B, H), the cells after each sequence's last step.
@@ -123,8 +127,13 @@ def pool(
     check_probability("zoneout", zoneout)
     check_floating("gates", gates)
     check(gates.dim() == 3, "gates", "3 dimensions (T, B, D * G * H)", tuple(gates.shape))
-    T, B, N = gates.shape
+    rows, B, N = gates.shape
     D, G = DIRECTIONS[direction], GATES[pooling]
+    if isinstance(shift, bool) or not isinstance(shift, int):
+        raise TypeError(f"shift: expected an int, got {type(shift).__name__}")
+    check(D == 2 or not shift, "shift", f"0 with direction {direction!r}", shift)
+    check(abs(shift) <= rows, "shift", f"at most the {rows} rows of gates", shift)
+    T = rows - abs(shift)
     check(N % (D * G) == 0, "gates", f"a last dimension divisible by {D * G}", tuple(gates.shape))
     if c0 is not None:
         check_like("c0", c0, (D, B, N // (D * G)), gates)
@@ -140,7 +149,7 @@ def pool(
         gates.requires_grad or (c0 is not None and c0.requires_grad)
     )
     h, _, c_n = operator.pool(
-        gates, c0, lengths, seed, pooling, direction, float(zoneout), keep_cells
+        gates, c0, lengths, seed, pooling, direction, float(zoneout), keep_cells, shift
     )
     return h, c_n
 
@@ -153,6 +162,7 @@ class PoolOptions(TypedDict, total=False):
     zoneout: float
     zoneout_eval: str
     training: bool
+    shift: int
 
 
 def f_pool(

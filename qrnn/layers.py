@@ -53,6 +53,12 @@ def check_size(argument: str, value: object, least: int = 1) -> None:
     check(value >= least, argument, f"at least {least}", value)
 
 
+def check_flag(argument: str, value: object) -> None:
+    # "false" would count as true
+    if not isinstance(value, int) or value not in (0, 1):
+        raise TypeError(f"{argument}: expected True or False, got {value!r}")
+
+
 class QRNNLayer(nn.Module):
     """One quasi-recurrent layer: a convolution over time, then pooling. Always time-major.
 
@@ -97,8 +103,11 @@ class QRNNLayer(nn.Module):
         super().__init__()
         check_size("input_size", input_size)
         check_size("hidden_size", hidden_size)
+        check_flag("bias", bias)
+        check_flag("bidirectional", bidirectional)
         check_size("kernel_size", kernel_size)
         check_choice("pooling", pooling, GATES)
+        check_flag("masked", masked)
         check_probability("zoneout", zoneout)
         check_choice("zoneout_eval", zoneout_eval, ZONEOUT_EVAL)
         check_probability("weight_dropout", weight_dropout)
@@ -145,17 +154,20 @@ class QRNNLayer(nn.Module):
                 text += f", {name}={getattr(self, name)}"
         return text if self.bias is not None else text + ", bias=False"
 
-    def _windows(self, padded: Tensor, steps: int, reverse: bool) -> Tensor:
-        """(T + k - 1, B, I) to (T, B, k * I), the oldest step of each window first."""
-        taps = [padded[j : j + steps] for j in range(self.kernel_size)]
-        return torch.cat(taps[::-1] if reverse else taps, -1)
+    @property
+    def shift(self) -> int:
+        """By how many steps the reverse direction's windows lie later; see `functional.pool`."""
+        if not self.bidirectional:
+            return 0
+        k = self.kernel_size
+        return k - 1 if self.masked else -((k - 1) % 2)
 
     def convolve(self, x: Tensor, window: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The pre-activations of x (T, B, I), to be pooled.
 
         window: the k - 1 inputs before x, (k - 1, B, I); zeros when None. Not checked.
-        Returns the gates (T, B, D * G * H), and the padded input of the forward direction, of
-        which with masked windows the last k - 1 rows are the window for what comes after x.
+        Returns the gates (T + |shift|, B, D * G * H), and the padded input, of which with masked
+        windows in one direction the last k - 1 rows are the window for what comes after x.
         """
         steps, k = x.shape[0], self.kernel_size  # len() would fix the steps in torch.export
         weight = F.dropout(self.weight, self.weight_dropout, self.training)
@@ -163,18 +175,20 @@ class QRNNLayer(nn.Module):
             return F.linear(x, weight, self.bias), x
         left = k - 1 if self.masked else (k - 1) // 2
         right = k - 1 - left
-        if window is None:
-            padded = F.pad(x, (0, 0, 0, 0, left, right))
-        else:
+        if window is not None:
             padded = torch.cat([window, x])
-        weights = weight.chunk(self.directions)
-        biases = [None] if self.bias is None else self.bias.chunk(self.directions)
-        gates = F.linear(self._windows(padded, steps, False), weights[0], biases[0])
-        if self.bidirectional:
-            mirrored = F.pad(x, (0, 0, 0, 0, right, left))
-            backward = F.linear(self._windows(mirrored, steps, True), weights[1], biases[-1])
-            gates = torch.cat([gates, backward], -1)
-        return gates, padded
+        elif self.bidirectional:
+            # both directions read the same windows, the reverse one `shift` rows later and each
+            # window from its end
+            padded = F.pad(x, (0, 0, 0, 0, max(left, right), max(left, right)))
+            forward, reverse = weight.chunk(2)
+            mirrored = reverse.unflatten(1, (k, self.input_size)).flip(1).flatten(1)
+            weight = torch.cat([forward, mirrored])
+        else:
+            padded = F.pad(x, (0, 0, 0, 0, left, right))
+        rows = steps + abs(self.shift)
+        windows = torch.cat([padded[j : j + rows] for j in range(k)], -1)
+        return F.linear(windows, weight, self.bias), padded
 
     def check_streaming(self) -> None:
         """Raises ValueError unless the layer runs from left to right only."""
@@ -226,6 +240,7 @@ class QRNNLayer(nn.Module):
             zoneout=self.zoneout,
             zoneout_eval=self.zoneout_eval,
             training=self.training,
+            shift=self.shift,
         )
         h_n = self._last_output(output, h0, lengths)
         if window is None:
@@ -337,7 +352,9 @@ class QRNN(nn.Module):
     ) -> None:
         super().__init__()
         check_size("num_layers", num_layers)
+        check_flag("batch_first", batch_first)
         check_probability("dropout", dropout)
+        check_flag("dense", dense)
         check_size("kernel_size", kernel_size)
         if first_kernel_size is None:
             first_kernel_size = kernel_size

@@ -14,7 +14,7 @@ from typing import Any, Union
 
 import torch
 
-from qrnn.pooling.reference import DIRECTIONS, GATES
+from qrnn.pooling.reference import DIRECTIONS, GATES, offsets
 
 try:
     from onnxscript import BFLOAT16, DOUBLE, FLOAT, FLOAT16, graph, opset18, script
@@ -70,6 +70,7 @@ def pool(
     direction: str,
     zoneout: float,
     keep_cells: bool,
+    shift: int = 0,
 ) -> Any:
     """qrnn::pool, in evaluation."""
     if seed is not None:
@@ -77,9 +78,10 @@ def pool(
     D, G = DIRECTIONS[direction], GATES[pooling]
     zero, one = op.CastLike(0.0, gates), op.CastLike(1.0, gates)
     gates_TBDGH = op.Reshape(gates, [0, 0, D, G, -1])
+    steps = op.Sub(op.Shape(gates, start=0, end=1), op.Constant(value_ints=[abs(shift)]))
     valid = None
     if lengths is not None:
-        index = op.Range(0, op.Squeeze(op.Shape(gates, start=0, end=1), [0]), 1)
+        index = op.Range(0, op.Squeeze(steps, [0]), 1)
         valid = op.Less(op.Unsqueeze(index, [1, 2]), op.Unsqueeze(lengths, [0, 2]))
 
     def where_valid(x: Any, padding: Any) -> Any:
@@ -88,6 +90,8 @@ def pool(
     h, cells, c_n = [], [], []
     for d in range(D):
         gates_TBGH = op.Gather(gates_TBDGH, d, axis=2)
+        first = op.Constant(value_ints=[offsets(shift)[d]])
+        gates_TBGH = op.Slice(gates_TBGH, first, op.Add(first, steps), [0])
         z, f, *rest = (op.Gather(gates_TBGH, block, axis=2) for block in range(G))
         update = op.Mul(op.Sigmoid(op.Neg(f)), op.CastLike(1.0 - zoneout, gates))
         added = op.Mul(op.Sigmoid(rest[1]) if pooling == "ifo" else update, op.Tanh(z))

@@ -182,3 +182,33 @@ def evaluate(
             for rows, layer, width in zip(last, rnn.layers, widths, strict=True)
         ],
     )
+
+
+def check_shift(backend: Any, pooling: str, shift: int, T: int, dtype: torch.dtype) -> None:
+    """That a backend gives for halves that lie `shift` rows apart what it gives for halves side by
+    side, to the last bit, with NaN in the rows that no step has and gradients of zero there."""
+    B, H, G = 3, 5, len(BLOCKS[pooling])
+    together = torch.randn(T, B, 2, G * H).to(dtype)
+    apart = torch.full((T + abs(shift), B, 2, G * H), torch.nan, dtype=dtype)
+    rows = [slice(first, first + T) for first in ((0, shift) if shift > 0 else (-shift, 0))]
+    for d in (0, 1):
+        apart[rows[d], :, d] = together[:, :, d]
+    c0, lengths, seed = (
+        torch.randn(2, B, H).to(dtype),
+        torch.tensor([T, 0, T // 2]),
+        torch.tensor(3),
+    )
+    inputs, options = (c0, lengths, seed), (pooling, "both", 0.3)
+    expected = backend.pool(together.flatten(2), *inputs, *options, True)
+    got = backend.pool(apart.flatten(2), *inputs, *options, True, shift)
+    for a, b in zip(got, expected, strict=True):
+        assert torch.equal(a, b)
+    h, cells, c_n = expected
+    grads, kept = (torch.randn_like(h), torch.randn_like(c_n)), h if pooling == "f" else cells
+    expected = backend.pool_backward(*grads, together.flatten(2), *inputs, kept, *options)
+    got = backend.pool_backward(*grads, apart.flatten(2), *inputs, kept, *options, shift)
+    assert torch.equal(got[1], expected[1]) and got[0].shape == apart.flatten(2).shape
+    spread = torch.zeros_like(apart)
+    for d in (0, 1):
+        spread[rows[d], :, d] = expected[0].view(together.shape)[:, :, d]
+    assert torch.equal(got[0].view(apart.shape), spread)

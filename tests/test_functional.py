@@ -282,6 +282,17 @@ MISUSES: dict[str, tuple[Callable[[], Any], type[Exception], str, str, str]] = {
         lambda: fo_pool(zeros(2, 2, 6), direction="backward"),
         ValueError, "direction", "forward, reverse, both", "'backward'",
     ),
+    "shift in one direction": (
+        lambda: fo_pool(zeros(2, 2, 6), shift=1), ValueError, "shift", "0 with", "1"
+    ),
+    "shift of more rows than there are": (
+        lambda: fo_pool(zeros(2, 2, 6), direction="both", shift=-3),
+        ValueError, "shift", "at most the 2 rows", "-3",
+    ),
+    "shift float": (
+        lambda: fo_pool(zeros(2, 2, 6), direction="both", shift=1.0),
+        TypeError, "shift", "an int", "float",
+    ),
     "zoneout_eval unknown": (
         lambda: fo_pool(zeros(2, 2, 6), zoneout_eval="max"),
         ValueError, "zoneout_eval", "mean, none", "'max'",

@@ -23,7 +23,7 @@ from numba import types
 from numba.extending import overload, register_jitable
 from torch import Tensor
 
-from qrnn.pooling.reference import DIRECTIONS, GATES
+from qrnn.pooling.reference import DIRECTIONS, GATES, offsets
 
 Kernel = Callable[..., None]
 
@@ -115,13 +115,30 @@ def _dropped(seed, n, threshold):
 
 @_jit
 def _forward(
-    lo, hi, j0, j1, blocks, drawn, gates, c0, lengths, seed, threshold, keep, reverse, h, cells, c_n
+    lo,
+    hi,
+    j0,
+    j1,
+    blocks,
+    drawn,
+    gates,
+    rows,
+    c0,
+    lengths,
+    seed,
+    threshold,
+    keep,
+    reverse,
+    h,
+    cells,
+    c_n,
 ):
     """The rows lo..hi of B * D and the channels j0..j1.
 
     How many `blocks` of gates there are, and whether zoneout is `drawn`, are lengths of tuples:
     these are constants to the compiler, as numbers would not be. Every row is sliced to one
-    dimension first: only then does numba know its stride to be 1.
+    dimension first: only then does numba know its stride to be 1. `rows` holds where each direction
+    has its gates of step 0.
     """
     T, B, D, H = h.shape
     one, zero = c0.dtype.type(1), c0.dtype.type(0)
@@ -135,8 +152,9 @@ def _forward(
         c[:] = c0[d, b, j0:j1]
         for s in range(length):
             t = length - 1 - s if reverse or d == 1 else s
-            z_pre, f_pre = gates[t, b, d, 0, j0:j1], gates[t, b, d, 1, j0:j1]
-            o_pre, i_pre = gates[t, b, d, O, j0:j1], gates[t, b, d, I, j0:j1]
+            row = rows[d] + t
+            z_pre, f_pre = gates[row, b, d, 0, j0:j1], gates[row, b, d, 1, j0:j1]
+            o_pre, i_pre = gates[row, b, d, O, j0:j1], gates[row, b, d, I, j0:j1]
             out = h[t, b, d, j0:j1]
             first = ((t * B + b) * D + d) * H + j0
             for j in range(j1 - j0):
@@ -164,6 +182,7 @@ def _backward(
     blocks,
     drawn,
     gates,
+    rows,
     c0,
     lengths,
     seed,
@@ -188,10 +207,11 @@ def _backward(
         grad_c[:] = grad_c_n[d, b, j0:j1]
         for s in range(length - 1, -1, -1):
             t, before = (length - 1 - s, length - s) if reverse or d == 1 else (s, s - 1)
-            z_pre, f_pre = gates[t, b, d, 0, j0:j1], gates[t, b, d, 1, j0:j1]
-            o_pre, i_pre = gates[t, b, d, O, j0:j1], gates[t, b, d, I, j0:j1]
-            grad_z, grad_f = grad_gates[t, b, d, 0, j0:j1], grad_gates[t, b, d, 1, j0:j1]
-            grad_o, grad_i = grad_gates[t, b, d, O, j0:j1], grad_gates[t, b, d, I, j0:j1]
+            row = rows[d] + t
+            z_pre, f_pre = gates[row, b, d, 0, j0:j1], gates[row, b, d, 1, j0:j1]
+            o_pre, i_pre = gates[row, b, d, O, j0:j1], gates[row, b, d, I, j0:j1]
+            grad_z, grad_f = grad_gates[row, b, d, 0, j0:j1], grad_gates[row, b, d, 1, j0:j1]
+            grad_o, grad_i = grad_gates[row, b, d, O, j0:j1], grad_gates[row, b, d, I, j0:j1]
             grad_out, c = grad_h[t, b, d, j0:j1], cells[t, b, d, j0:j1]
             c_before = cells[before, b, d, j0:j1] if s > 0 else c0[d, b, j0:j1]
             first = ((t * B + b) * D + d) * H + j0
@@ -218,9 +238,11 @@ def _backward(
                     grad_f[j] = g * (c_before[j] - z) * slope
                 grad_c[j] = g * (one - update)
         grad_c0[d, b, j0:j1] = grad_c
-        for t in range(length, T):
-            for gate in range(len(blocks)):
-                grad_gates[t, b, d, gate, j0:j1] = zero
+        first, last = rows[d], rows[d] + length
+        for row in range(len(gates)):
+            if row < first or row >= last:
+                for gate in range(len(blocks)):
+                    grad_gates[row, b, d, gate, j0:j1] = zero
 
 
 @_jit
@@ -271,19 +293,21 @@ class _Call:
         pooling: str,
         direction: str,
         zoneout: float,
+        shift: int,
     ) -> None:
-        T, B, N = gates.shape
+        T, B, N = gates.shape[0] - abs(shift), *gates.shape[1:]
         D, G = DIRECTIONS[direction], GATES[pooling]
         self.shape, self.dtype = (T, B, D, N // (D * G)), gates.dtype
         self.wide = torch.float64 if gates.dtype == torch.float64 else torch.float32
         self.real = np.float64 if self.wide == torch.float64 else np.float32
         H = self.shape[3]
-        self.gates_shape = (T, B, D, G, H)
+        self.gates_shape = (gates.shape[0], B, D, G, H)
         start = gates.new_zeros(D, B, H) if c0 is None else c0
         self.inputs = (
             (0,) * G,
             (0,) * (seed is not None),
             self.array(gates.reshape(self.gates_shape)),
+            offsets(shift),
             self.array(start),
             np.full(B, T) if lengths is None else lengths.contiguous().numpy(),
             np.int64(0 if seed is None else seed.item()),
@@ -312,9 +336,10 @@ def pool(
     direction: str,
     zoneout: float,
     keep_cells: bool,
+    shift: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See `operator.pool`."""
-    call = _Call(gates, c0, lengths, seed, pooling, direction, zoneout)
+    call = _Call(gates, c0, lengths, seed, pooling, direction, zoneout, shift)
     T, B, D, H = call.shape
     h, c_n = call.empty(T, B, D, H), call.empty(D, B, H)
     keep_cells = keep_cells and pooling != "f"
@@ -335,9 +360,10 @@ def pool_backward(
     pooling: str,
     direction: str,
     zoneout: float,
+    shift: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """See `operator.pool_backward`."""
-    call = _Call(gates, c0, lengths, seed, pooling, direction, zoneout)
+    call = _Call(gates, c0, lengths, seed, pooling, direction, zoneout, shift)
     T, B, D, H = call.shape
     grad_gates, grad_c0 = call.empty(*call.gates_shape), call.empty(D, B, H)
     call.run(

@@ -34,7 +34,7 @@ UNROLL = 8  # as in pooling.cu
 
 SHAPE = np.dtype(
     [(name, np.int64) for name in ("T", "B", "D", "H", "chunk", "lengths")]
-    + [("reverse", np.int32)],
+    + [(name, np.int32) for name in ("reverse", "shift")],
     align=True,
 )
 ZONEOUT = np.dtype([("seed", np.int64), ("threshold", np.uint64), ("keep", np.float64)], align=True)
@@ -89,7 +89,15 @@ class _Grid:
     """The columns and chunks of one call, and what the kernels are told about its shape."""
 
     def __init__(
-        self, like: Tensor, T: int, B: int, D: int, H: int, lengths: Tensor | None, reverse: bool
+        self,
+        like: Tensor,
+        T: int,
+        B: int,
+        D: int,
+        H: int,
+        lengths: Tensor | None,
+        reverse: bool,
+        shift: int = 0,
     ) -> None:
         self.like, self.columns = like, B * D * H
         wanted = _multiprocessors(like.device) * COLUMNS_PER_SM // max(self.columns, 1)
@@ -101,7 +109,7 @@ class _Grid:
         self.blocks = -(-self.columns // BLOCK)
         self.lengths = lengths
         start = 0 if lengths is None else lengths.data_ptr()
-        self.shape = _struct(SHAPE, T, B, D, H, chunk, start, reverse)
+        self.shape = _struct(SHAPE, T, B, D, H, chunk, start, reverse, shift)
 
     def run(self, kernel: str, template: str, *arguments: Any) -> None:
         """Launches `kernel` on all columns and chunks."""
@@ -147,13 +155,14 @@ def pool(
     direction: str,
     zoneout: float,
     keep_cells: bool,
+    shift: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See `operator.pool`."""
-    T, B, _ = gates.shape
+    T, B = gates.shape[0] - abs(shift), gates.shape[1]
     D, H, template, drop = _options(gates, pooling, direction, seed, zoneout)
     gates = gates.contiguous()
     c0 = None if c0 is None else c0.contiguous()
-    grid = _Grid(gates, T, B, D, H, lengths, direction == "reverse")
+    grid = _Grid(gates, T, B, D, H, lengths, direction == "reverse", shift)
     states = grid.states("pool_summarise", template, drop, gates, start=c0, backward=False)
     h, c_n = gates.new_empty(T, B, D * H), gates.new_empty(D, B, H)
     kept = keep_cells and pooling != "f"
@@ -174,13 +183,14 @@ def pool_backward(
     pooling: str,
     direction: str,
     zoneout: float,
+    shift: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """See `operator.pool_backward`."""
-    T, B, _ = gates.shape
+    T, B = gates.shape[0] - abs(shift), gates.shape[1]
     D, H, template, drop = _options(gates, pooling, direction, seed, zoneout)
     grad_h, grad_c_n, gates, cells = (v.contiguous() for v in (grad_h, grad_c_n, gates, cells))
     c0 = None if c0 is None else c0.contiguous()
-    grid = _Grid(gates, T, B, D, H, lengths, direction == "reverse")
+    grid = _Grid(gates, T, B, D, H, lengths, direction == "reverse", shift)
     states = grid.states(
         "pool_backward_summarise", template, drop, gates, grad_h, start=grad_c_n, backward=True
     )

@@ -20,12 +20,12 @@ from qrnn.pooling.reference import DIRECTIONS, GATES
 torch.library.define(
     "qrnn::pool",
     "(Tensor gates, Tensor? c0, Tensor? lengths, Tensor? seed, str pooling, str direction,"
-    " float zoneout, bool keep_cells) -> (Tensor, Tensor, Tensor)",
+    " float zoneout, bool keep_cells, int shift=0) -> (Tensor, Tensor, Tensor)",
 )
 torch.library.define(
     "qrnn::pool_backward",
     "(Tensor grad_h, Tensor grad_c_n, Tensor gates, Tensor? c0, Tensor? lengths, Tensor? seed,"
-    " Tensor cells, str pooling, str direction, float zoneout) -> (Tensor, Tensor)",
+    " Tensor cells, str pooling, str direction, float zoneout, int shift=0) -> (Tensor, Tensor)",
 )
 torch.library.define(
     "qrnn::linear_recurrence", "(Tensor f, Tensor x, Tensor h0, bool reverse) -> Tensor"
@@ -47,24 +47,28 @@ def pool(
     direction: str,
     zoneout: float,
     keep_cells: bool,
+    shift: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The fused step. D is 2 when direction is "both", whose second half runs in reverse.
 
     Args:
-        gates: pre-activations (T, B, D * G * H), in a direction the blocks z, f[, o[, i]].
+        gates: pre-activations (T + |shift|, B, D * G * H), in a direction z, f[, o[, i]].
         c0: first cells (D, B, H), or None for zeros.
         lengths: valid steps (B,) int64, or None for T. Padding is not read and gives zeros;
             in reverse a sequence starts at its own last step.
         seed: int64 scalar. With it each forget gate is 1 at the rate `zoneout` (training);
             without it the update gate 1 - f is scaled by 1 - zoneout (its mean).
         keep_cells: also return all cells, which the gradient needs.
+        shift: for "both", by how many rows the reverse half of the gates lies later than the
+            forward half: step t of the two is in rows t and t + shift, or, when it is negative,
+            t - shift and t. The rows beside them are not read.
 
     Returns:
         h (T, B, D * H); cells (T, B, D * H), or empty when not kept and for "f", whose cells
         are h; c_n (D, B, H), the cells after the last valid step.
     """
     return torch.ops.qrnn.pool.default(
-        gates, c0, lengths, seed, pooling, direction, zoneout, keep_cells
+        gates, c0, lengths, seed, pooling, direction, zoneout, keep_cells, shift
     )
 
 
@@ -94,7 +98,8 @@ def _check_lengths(lengths: Tensor | None, T: int) -> None:
 def _register(device: str) -> None:
     def pool(gates: Tensor, c0: Any, lengths: Any, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
         if device == "cpu":  # elsewhere a look at the values would wait for the device
-            _check_lengths(lengths, len(gates))
+            shift = rest[5] if len(rest) > 5 else 0
+            _check_lengths(lengths, len(gates) - abs(shift))
         return _backend(device).pool(gates, c0, lengths, *rest)
 
     def pool_backward(*arguments: Any) -> tuple[Tensor, Tensor]:
@@ -123,8 +128,9 @@ def _pool_fake(
     direction: str,
     zoneout: float,
     keep_cells: bool,
+    shift: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    T, B, N = gates.shape
+    T, B, N = gates.shape[0] - abs(shift), *gates.shape[1:]
     D = DIRECTIONS[direction]
     H = N // (D * GATES[pooling])
     kept = (T, B, D * H) if keep_cells and pooling != "f" else (0,)
@@ -144,7 +150,8 @@ def _linear_recurrence_fake(f: Tensor, x: Tensor, h0: Tensor, reverse: bool) -> 
 
 
 def _pool_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    gates, c0, lengths, seed, *ctx.options, _ = inputs
+    gates, c0, lengths, seed, *ctx.options, _, shift = inputs
+    ctx.options.append(shift)
     h, cells, _ = output
     ctx.save_for_backward(gates, c0, lengths, seed, h if ctx.options[0] == "f" else cells)
 
@@ -154,7 +161,7 @@ def _pool_gradient(ctx: Any, grad_h: Tensor, _: Tensor, grad_c_n: Tensor) -> tup
     grad_gates, grad_c0 = torch.ops.qrnn.pool_backward.default(
         grad_h, grad_c_n, gates, c0, lengths, seed, cells, *ctx.options
     )
-    return grad_gates, None if c0 is None else grad_c0, None, None, None, None, None, None
+    return grad_gates, None if c0 is None else grad_c0, *[None] * 7
 
 
 torch.library.register_autograd("qrnn::pool", _pool_gradient, setup_context=_pool_setup)
@@ -167,7 +174,7 @@ def _pool_backward_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor
 
 def _pool_double_gradient(ctx: Any, *grad_grads: Tensor) -> tuple[Any, ...]:
     grad_h, grad_c_n, gates, c0, lengths, seed = ctx.saved_tensors
-    pooling, direction, zoneout = ctx.options
+    pooling, direction, zoneout, shift = ctx.options
     start = grad_c_n.new_zeros(grad_c_n.shape) if c0 is None else c0
     higher = torch.is_grad_enabled()
     with torch.enable_grad():
@@ -177,10 +184,12 @@ def _pool_double_gradient(ctx: Any, *grad_grads: Tensor) -> tuple[Any, ...]:
             for v in (grad_h, grad_c_n, gates, start)
         ]
         grad_h, grad_c_n, gates, start = inputs
-        h, _, c_n = reference.pool(gates, start, lengths, seed, pooling, direction, zoneout, False)
+        h, _, c_n = reference.pool(
+            gates, start, lengths, seed, pooling, direction, zoneout, False, shift
+        )
         grads = torch.autograd.grad((h, c_n), (gates, start), (grad_h, grad_c_n), create_graph=True)
         twice = torch.autograd.grad(grads, inputs, grad_grads, create_graph=higher)
-    return *twice[:3], None if c0 is None else twice[3], None, None, None, None, None, None
+    return *twice[:3], None if c0 is None else twice[3], *[None] * 7
 
 
 torch.library.register_autograd(

@@ -10,7 +10,8 @@
 // does to the state (c -> factor * c + addend), `carry` runs over the chunks, and the main kernel
 // then starts every chunk from its own state. With one chunk the main kernel does it all.
 //
-// Layout: gates (T, B, D, G, H) in the order z, f, o, i; h and cells (T, B, D, H); c (D, B, H).
+// Layout: gates (T + |shift|, B, D, G, H) in the order z, f, o, i; h and cells (T, B, D, H);
+// c (D, B, H).
 
 typedef long long i64;
 typedef unsigned long long u64;
@@ -80,6 +81,7 @@ struct Shape {
   i64 chunk;           // steps of a chunk; chunks are blockIdx.y
   const i64* lengths;  // (B,), or null for T
   int reverse;         // of the only direction; with D = 2 the second one runs in reverse
+  int shift;           // rows of gates by which the second direction's are later, see operator.py
 };
 
 struct Zoneout {
@@ -95,6 +97,7 @@ __device__ inline i64 divide(i64 a, i64 b) {
 
 struct Column {
   i64 n, b, d, h, length, row0, stride, columns;
+  i64 first, beside;  // the row of gates of step 0, and how many rows are not of any step
   bool backwards;
 
   __device__ Column(const Shape& s) {
@@ -106,6 +109,8 @@ struct Column {
     backwards = s.reverse || d == 1;
     stride = s.B * s.D;
     columns = stride * s.H;
+    first = d == 1 ? (s.shift > 0 ? s.shift : 0) : (s.shift < 0 ? -s.shift : 0);
+    beside = s.shift < 0 ? -s.shift : s.shift;
     length = s.T;
     if (s.lengths && exists()) {
       length = s.lengths[b];
@@ -114,12 +119,12 @@ struct Column {
   }
   __device__ bool exists() const { return n < columns; }
   // where in (T, B, D, H) the column's step `s` is, counted in its own direction; one step on; and
-  // where an element of (T, B, D, H) has its first gate in (T, B, D, G, H)
+  // where an element of (T, B, D, H) has its first gate in (T + |shift|, B, D, G, H)
   __device__ i64 place(i64 s) const {
     return (backwards ? length - 1 - s : s) * columns + n;
   }
   __device__ i64 step() const { return backwards ? -columns : columns; }
-  __device__ i64 gates(i64 place, int G) const { return (place - h) * G + h; }
+  __device__ i64 gates(i64 place, int G) const { return (place + first * columns - h) * G + h; }
   __device__ i64 state(const Shape& s) const { return (d * s.B + b) * s.H + h; }
 };
 
@@ -371,7 +376,13 @@ __global__ void pool_backward(Shape shape, Zoneout zoneout, const T* gates, cons
     out = grad_gates + column.gates(t * column.columns + column.n, G);
     for (int k = 0; k < G; ++k) store(out + k * shape.H, A(0));
   }
-  if (chunk.begin == 0) store(grad_c0 + column.state(shape), g);
+  if (chunk.begin) return;
+  for (i64 row = 0; row < column.beside; ++row) {  // counted from step 0, as `gates` does
+    i64 t = row < column.first ? row - column.first : shape.T + row - column.first;
+    out = grad_gates + column.gates(t * column.columns + column.n, G);
+    for (int k = 0; k < G; ++k) store(out + k * shape.H, A(0));
+  }
+  store(grad_c0 + column.state(shape), g);
 }
 
 // ---- linear_recurrence: h_s = f_s h_(s-1) + x_s, with D = 1 and no lengths

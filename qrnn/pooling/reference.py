@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 GATES = {"f": 2, "fo": 3, "ifo": 4}
 """Blocks of pre-activations per pooling, in the order z, f, o, i."""
@@ -14,6 +15,11 @@ GATES = {"f": 2, "fo": 3, "ifo": 4}
 DIRECTIONS = {"forward": 1, "reverse": 1, "both": 2}
 
 _SPLITMIX = (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
+
+
+def offsets(shift: int) -> tuple[int, int]:
+    """The row of the gates that belongs to step 0, of the forward and of the reverse direction."""
+    return max(-shift, 0), max(shift, 0)
 
 
 def _signed(x: int) -> int:
@@ -59,10 +65,14 @@ def _activate(
     pooling: str,
     direction: str,
     zoneout: float,
+    shift: int,
 ) -> _Activated:
-    T, B, N = gates.shape
-    D, G = DIRECTIONS[direction], GATES[pooling]
-    x_TBDGH = _widen(gates).reshape(T, B, D, G, N // (D * G))
+    rows, B, N = gates.shape
+    T, D, G = rows - abs(shift), DIRECTIONS[direction], GATES[pooling]
+    x_TBDGH = _widen(gates).reshape(rows, B, D, G, N // (D * G))
+    if shift:
+        halves = zip(x_TBDGH.unbind(2), offsets(shift), strict=True)
+        x_TBDGH = torch.stack([half[first : first + T] for half, first in halves], 2)
     valid = None
     if lengths is not None:
         valid = (torch.arange(T, device=gates.device)[:, None] < lengths)[:, :, None, None]
@@ -84,9 +94,10 @@ def pool(
     direction: str,
     zoneout: float,
     keep_cells: bool,
+    shift: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See `operator.pool`, whose arguments and results these are."""
-    gate = _activate(gates, lengths, seed, pooling, direction, zoneout)
+    gate = _activate(gates, lengths, seed, pooling, direction, zoneout, shift)
     z, update, valid = gate.z, gate.update, gate.valid
     added = (update if gate.i is None else gate.i) * z
     T, B, D, H = z.shape
@@ -119,9 +130,10 @@ def pool_backward(
     pooling: str,
     direction: str,
     zoneout: float,
+    shift: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """The gradients at gates and c0; see `operator`. `cells` are all cells (h, for "f")."""
-    gate = _activate(gates, lengths, seed, pooling, direction, zoneout)
+    gate = _activate(gates, lengths, seed, pooling, direction, zoneout, shift)
     z, f, update, o, i, valid = gate.z, gate.sigmoid_f, gate.update, gate.o, gate.i, gate.valid
     T, B, D, H = z.shape
     c_TBDH, grad_h = _widen(cells).view(z.shape), _widen(grad_h).reshape(z.shape)
@@ -159,7 +171,14 @@ def pool_backward(
         grads.append(grad_h * c_TBDH * o * (1 - o))
     if i is not None:
         grads.append(g_TBDH * z * i * (1 - i))
-    grad_gates = torch.stack(grads, 3).flatten(2)
+    grad_TBDGH = torch.stack(grads, 3)
+    if shift:
+        first, second = (
+            F.pad(half, (0, 0, 0, 0, 0, 0, before, abs(shift) - before))
+            for half, before in zip(grad_TBDGH.unbind(2), offsets(shift), strict=True)
+        )
+        grad_TBDGH = torch.stack([first, second], 2)
+    grad_gates = grad_TBDGH.flatten(2)
     return grad_gates.to(gates.dtype), torch.stack(grad_start).to(gates.dtype)
 
 

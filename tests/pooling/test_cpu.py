@@ -439,3 +439,10 @@ class TestWithoutNumba:
         want, got = (torch.load(tmp_path / p / "script.py.pt") for p in ("with", "without"))
         for a, b in zip(got, want, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("T", [0, 1, 9])
+@pytest.mark.parametrize("shift", [1, 5, -1, -4])
+@pytest.mark.parametrize("pooling", GATES)
+def test_halves_that_lie_apart(pooling: str, shift: int, T: int) -> None:
+    oracle.check_shift(cpu, pooling, shift, T, torch.float32 if shift % 2 else torch.bfloat16)

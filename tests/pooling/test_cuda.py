@@ -14,6 +14,7 @@ import types
 from pathlib import Path
 
 import numpy as np
+import oracle
 import pytest
 import torch
 
@@ -106,6 +107,14 @@ def test_the_kernels_are_the_reference(cuda, dtype, direction, pooling, with_len
         agree(cuda.pool_backward(*backward), reference.pool_backward(*backward), dtype)
     chunks = {grid[1] for _, grid in cuda.launched}
     assert chunks == ({1} if T < 100 else {1, 4})  # carry runs in one
+
+
+@pytest.mark.parametrize("T", [0, 1, 9, 300])
+@pytest.mark.parametrize("shift", [1, 5, -1, -4])
+@pytest.mark.parametrize("pooling", reference.GATES)
+def test_halves_that_lie_apart(cuda, pooling, shift, T):
+    dtype = torch.float32 if shift % 2 else torch.bfloat16
+    oracle.check_shift(cuda, pooling, shift, T, dtype)
 
 
 @pytest.mark.parametrize("reverse", [False, True])

@@ -99,6 +99,19 @@ class TestGradients:
         assert gradcheck(pool, (gates, c0))
         assert gradgradcheck(pool, (gates, c0))
 
+    @pytest.mark.parametrize("shift", [1, -2])
+    def test_of_halves_that_lie_apart(self, shift: int) -> None:
+        def pool(gates: Tensor, c0: Tensor) -> tuple[Tensor, Tensor]:
+            return ifo_pool(gates, c0, lengths=lengths, direction="both", shift=shift)
+
+        gates, c0, lengths = leaf(2 + abs(shift), 2, 8), leaf(2, 2, 1), torch.tensor([2, 1])
+        assert gradcheck(pool, (gates, c0))
+        assert gradgradcheck(pool, (gates, c0))
+        opcheck(
+            torch.ops.qrnn.pool.default,
+            (gates, c0, lengths, torch.tensor(7), "ifo", "both", 0.4, True, shift),
+        )
+
     @pytest.mark.parametrize("pooling", GATES)
     def test_without_first_cells_and_lengths(self, pooling: str) -> None:
         gates = leaf(3, 1, GATES[pooling])

@@ -300,3 +300,10 @@ class TestLinearRecurrence:
         got = reference.linear_recurrence(f, x, h0, False)
         want = reference.linear_recurrence(f.float(), x.float(), h0.float(), False)
         assert got.dtype == dtype and torch.equal(got, want.to(dtype))
+
+
+@pytest.mark.parametrize("T", [0, 1, 9])
+@pytest.mark.parametrize("shift", [1, 5, -1, -4])
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_halves_that_lie_apart(pooling: str, shift: int, T: int) -> None:
+    oracle.check_shift(reference, pooling, shift, T, torch.float32 if shift % 2 else torch.bfloat16)
