@@ -54,6 +54,7 @@ EXTRAS = {
         "mypy>=2.4,<3",
         "pytest>=9.2,<10",
         "ruff>=0.17,<0.18",
+        "selenium>=4.51,<5",
         "setuptools>=77",
     ],
     "docs": ["pdoc>=16,<17"],
@@ -63,6 +64,7 @@ EXTRAS = {
         "matplotlib>=3.11,<4",
         "pyarrow>=26,<27",
         "requests>=2.34,<3",
+        "scipy>=1.17,<2",
         "tqdm>=4.70,<5",
     ],
     # Other projects' kernels to be measured against, on a GPU.

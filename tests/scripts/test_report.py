@@ -1,38 +1,67 @@
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
 import pytest
 import records
 import report
 
+ROOT = Path(__file__).parents[2]
+HOSTILE = "</td><script>alert(1)</script> | [x](javascript:alert) \"&amp;' <!-- /imdb --> `a` $x^$"
 RECORD = {
     "experiment": "imdb",
     "row": "k2-subset",
     "seed": 1,
     "metrics": {"dev_accuracy": 0.8765, "test_accuracy": 0.8712},
-    "history": [{"epoch": 0}, {"epoch": 1}],
+    "history": [
+        {"validation_accuracy": 0.85, "seconds": 1000.0},
+        {"validation_accuracy": 0.8765, "seconds": 1500.0},
+    ],
     "data": {"name": "imdb", "official": True, "vectors": "none (random start)"},
     "note": "5,000 reviews",
     "device": "CPU",
     "config_sha256": "0" * 64,
-    "wall_seconds": 1.5,
+    "wall_seconds": 2500,
     "command": "python scripts/experiment.py",
 }
+GLOVE = RECORD["data"] | {"vectors": "GloVe 840B 300-d (content verified: sha256 of its archive)"}
+FULL = RECORD | {"row": "k2", "note": "", "data": GLOVE}
 TRANSLATION = RECORD | {
     "experiment": "iwslt",
     "row": "qrnn-small",
     "metrics": {
         **{"dev_bleu": 1.234, "test_bleu": 2.345, "dev_perplexity": 3.456, "test_perplexity": 4},
         **{"parameters": 1_172_224, "updates": 10, "characters": 21_030_000},
+        **{"train_chars_per_second": 100.0},
     },
-    "data": {"name": "iwslt", "official": False, "note": "NOT OFFICIAL: lower-cased"},
-    "attention": {"source": ["a", "b"], "target": ["c"], "weights": [[0.25, 0.75]]},
+    "history": [
+        {"steps": 5.0, "bleu": 0.75, "ppl": 5.5},
+        {"steps": 10.0, "bleu": 1.125, "ppl": 3.5},
+    ],
+    "data": {
+        **{"name": "iwslt", "official": False, "note": "NOT OFFICIAL: lower-cased"},
+        "counts": {"train": {"en": {"characters": 123_400}}},
+    },
+    "attention": {"source": ["a", "$"], "target": ["c"], "weights": [[0.25, 0.75]]},
 }
 LANGUAGE = RECORD | {
     "experiment": "ptb",
     "row": "zoneout-small",
     "metrics": {"valid_perplexity": 123.45, "test_perplexity": 117.891, "parameters": 4_491_200},
-    "history": [{"epoch": 0, "validation_perplexity": 300}, {"validation_perplexity": 123.45}],
+    "history": [
+        {"validation_perplexity": 300, "seconds": 40},
+        {"validation_perplexity": 123.45, "seconds": 50},
+    ],
     "data": {"name": "ptb", "official": True, "note": "content verified"},
     "note": "2 epochs",
 }
+START = {"weights": "N(0, 1)", "forget_bias": 0, "epoch": 1}
+START |= {"train_perplexity": 801.98, "valid_perplexity": 440.04}
+START = RECORD | {"experiment": "ptb-start", "row": "200", "table": [START]}
 PAGE = "# x\n<!-- imdb -->\nold\n<!-- /imdb -->\n"
 PAGE += "<!-- ptb -->\n<!-- /ptb -->\n"
 PAGE += "<!-- iwslt -->\n<!-- /iwslt -->\n<!-- bench-translation -->\n<!-- /bench-translation -->\n"
@@ -52,6 +81,17 @@ def figure4(**columns):
     return [{**fixed, "batch": b, "length": t, "ratio": ratio} for (b, t), ratio in ratios.items()]
 
 
+def scan():
+    row = {"kind": "pool", "columns": 320, "length": 64, "bytes": 2**21, "share": 0.456}
+    return [{**row, "graph_share": 0.789}, {**row, "length": 512, "graph_share": None}]
+
+
+def peers():
+    row = {"peer": "A", "batch": 2, "length": 4, "units": 8, "mode": "forward", "ratio": 1.256}
+    row |= {"graph_ratio": 2.5, "reason": None}
+    return [row, {**dict.fromkeys(row), "peer": "B", "reason": "not here"}]
+
+
 @pytest.fixture
 def project(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -60,73 +100,179 @@ def project(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_every_number_is_rendered_beside_its_data_and_record(project):
-    report.main()
+def rendered(project):
+    """README.md and reports/README.md."""
+    report.render()
+    return [(project / f).read_text(encoding="utf-8") for f in ("README.md", "reports/README.md")]
+
+
+def test_every_number_is_rendered_beside_its_deviations_and_record(project):
+    readme, page = rendered(project)
     row = (
-        "| k2-subset | official; 5,000 reviews | none (random start) | 2 | 87.65 | 87.12 "
-        "| 91.4 | 88.36 | [imdb-k2-subset-seed1.json]({}results/imdb-k2-subset-seed1.json) |"
+        "| k2-subset; official data; changed | 87.12 | 91.4 | 88.36 | 87.65 | 2 | 1,250 "
+        "| 5,000 reviews; word vectors: none (random start) "
+        "| [imdb-k2-subset-seed1.json]({}results/imdb-k2-subset-seed1.json); CPU |"
     )
-    assert row.format("") in (project / "reports/README.md").read_text(encoding="utf-8")
-    page = (project / "README.md").read_text(encoding="utf-8")
-    assert row.format("reports/") in page
-    assert "old" not in page and page.startswith("# x\n") and page.endswith("end\n")
+    assert row.format("") in page
+    assert row.format("reports/") in readme
+    assert "old" not in readme and readme.startswith("# x\n") and readme.endswith("end\n")
+    curves = (project / "reports/imdb.svg").read_text(encoding="utf-8")
+    assert "k2-subset" in curves and "![Accuracy on dev by epoch" in page
 
 
-def test_a_translation_is_rendered_with_its_attention(project):
-    path = records.write(records.RESULTS, TRANSLATION)
-    report.main()
-    page = (project / "reports/README.md").read_text(encoding="utf-8")
-    row = "| qrnn-small | NOT OFFICIAL: lower-cased; 5,000 reviews | 1.17 | 21.0 | 3.46 | 1.23 "
-    row += f"| 2.35 | 19.41 | 12.34 | [{path.name}](results/{path.name}) |"
-    assert row in page
-    assert "](iwslt-qrnn-small-seed1.svg)" in page
-    plot = (project / "reports/iwslt-qrnn-small-seed1.svg").read_text(encoding="utf-8")
-    assert plot.startswith("<?xml")
-    report.main()
-    again = (project / "reports/iwslt-qrnn-small-seed1.svg").read_text(encoding="utf-8")
-    assert again == plot
-
-
-def test_language_models_are_rendered_with_their_curves(project):
-    path = records.write(records.RESULTS, LANGUAGE)
-    start = {"weights": "N(0, 1)", "forget_bias": 0, "epoch": 1}
-    start |= {"train_perplexity": 801.98, "valid_perplexity": 440.04}
-    table = RECORD | {"experiment": "ptb-start", "row": "200", "table": [start]}
-    records.write(records.RESULTS, table)
-    report.main()
-    page = (project / "README.md").read_text(encoding="utf-8")
-    row = "| zoneout-small | official; 2 epochs | 4.49 | 2 | 123.5 | 117.9 | 82.1 / 78.3 | - "
-    assert row + f"| [{path.name}](reports/results/{path.name}) |" in page
-    curves = (project / "reports/ptb.svg").read_bytes()
-    assert b"zoneout-small, seed 1" in curves
-    page = (project / "reports/README.md").read_text(encoding="utf-8")
-    assert "| N(0, 1) | 0 | 1 | 802.0 | 440.0 |" in page
-    report.main()
-    assert (project / "reports/ptb.svg").read_bytes() == curves
-
-
-def test_rendering_twice_gives_the_same_bytes(project):
-    report.main()
-    first = (project / "README.md").read_bytes(), (project / "reports/README.md").read_bytes()
-    report.main()
-    assert first == (
-        (project / "README.md").read_bytes(),
-        (project / "reports/README.md").read_bytes(),
+def test_what_was_published_and_not_measured_stays_visible(project):
+    missing = (
+        "| k2; no record yet | - | 91.4 | 88.36 | - | - | - (150) | dense QRNN, 4 x 256, k = 2 |"
     )
+    readme, page = rendered(project)
+    assert missing in readme and missing in page
+    assert "| report; no record yet | - | - | 108.86 | - |" in page
+    assert "| lstm; no record yet | - | 16.53 | - |" in page
+    assert "Of 12 published results, 0 have been measured again" in page
+    records.write(records.RESULTS, FULL)
+    records.write(records.RESULTS, RECORD | {"row": "k2-cpu"})
+    _, page = rendered(project)
+    assert missing not in page
+    assert (
+        "| k2; official data; as published | 87.12 | 91.4 | 88.36 | 87.65 | 2 | 1,250 (150) |"
+        in page
+    )
+    assert "Of 12 published results, 1 has been measured again" in page
+    assert page.index("| k2; official") < page.index("| k2-cpu; ") < page.index("| k4; no record")
+
+
+def test_seeds_are_one_line_with_students_interval(project):
+    for seed, accuracy in enumerate((0.87, 0.88, 0.90), 1):
+        metrics = {"dev_accuracy": 0.5, "test_accuracy": accuracy}
+        records.write(records.RESULTS, FULL | {"seed": seed, "metrics": metrics})
+    _, page = rendered(project)
+    # s = 1.52753, and a t of 2 degrees of freedom is within 4.30265 with 95 %
+    [row] = [line for line in page.splitlines() if line.startswith("| k2; ")]
+    assert "| 88.33 ± 3.79 (n = 3) | 91.4 | 88.36 | 50.00 ± 0.00 (n = 3) |" in row
+    assert [f"(results/imdb-k2-seed{n}.json)" in row for n in (1, 2, 3)] == [True] * 3
+    curves = (project / "reports/imdb.svg").read_text(encoding="utf-8")
+    assert curves.count("k2, 3 runs") >= 1 and "seed 2" not in curves
+
+
+@pytest.mark.parametrize(
+    "change", [{"data": GLOVE | {"fingerprint": "other"}}, {"metrics": {"parameters": 5}}]
+)
+def test_seeds_of_other_data_or_size_are_no_seeds_of_the_same(project, change):
+    records.write(records.RESULTS, FULL)
+    if metrics := change.get("metrics"):
+        change = {"metrics": FULL["metrics"] | metrics}
+    records.write(records.RESULTS, FULL | {"seed": 2} | change)
+    _, page = rendered(project)
+    assert "(n = " not in page and page.count("| k2; official data; as published |") == 2
+
+
+def test_seeds_with_other_notes_name_them(project):
+    for seed, note in enumerate(("window 500", "window 2,000"), 1):
+        records.write(records.RESULTS, FULL | {"seed": seed, "note": note})
+    _, page = rendered(project)
+    assert "| dense QRNN, 4 x 256, k = 2; window 500 (seed 1); window 2,000 (seed 2) |" in page
+    assert "| k2; official data; changed | 87.12 ± 0.00 (n = 2) |" in page
 
 
 def test_data_that_is_not_official_says_so(project):
     data = {"name": "imdb", "official": False, "note": "a stand-in", "vectors": "none"}
     records.write(records.RESULTS, {**RECORD, "data": data})
-    report.main()
-    assert "NOT OFFICIAL: a stand-in" in (project / "README.md").read_text(encoding="utf-8")
+    readme, _ = rendered(project)
+    assert "| k2-subset; NOT OFFICIAL; changed | 87.12 |" in readme
+    assert "| data: a stand-in; 5,000 reviews; word vectors: none |" in readme
 
 
-def test_a_record_that_does_not_fit_stops_the_report(project):
-    (records.RESULTS / "bad.json").write_text("{}")
-    with pytest.raises(records.RecordError, match=r"bad\.json"):
-        report.main()
+def test_a_translation_is_rendered_with_its_curves_and_attention(project):
+    path = records.write(records.RESULTS, TRANSLATION)
+    _, page = rendered(project)
+    row = "| qrnn-small; NOT OFFICIAL; changed | 2.35 | 19.41 | 12.34 | 1.23 | 3.46 | 1.17 | 21.0 "
+    row += "| 1,234 | data: lower-cased; 5,000 reviews |"
+    assert row in page and f"[{path.name}](results/{path.name})" in page
+    assert "](iwslt-qrnn-small-seed1.svg)" in page and "](iwslt.svg)" in page
+    assert "qrnn-small ends at 1.125" in page and "qrnn-small ends at 3.5" in page
+    plot = (project / "reports/iwslt-qrnn-small-seed1.svg").read_text(encoding="utf-8")
+    assert plot.startswith("<?xml") and ">$<" in plot
+
+
+def test_language_models_are_rendered_with_their_curves(project):
+    path = records.write(records.RESULTS, LANGUAGE)
+    records.write(records.RESULTS, START)
+    readme, page = rendered(project)
+    row = "| zoneout-small; official data; changed | 117.9 | 78.3 | - | 123.5 | 4.49 | 2 "
+    row += f"| 45 | 2 epochs | [{path.name}](reports/results/{path.name})"
+    assert row in readme
+    curves = (project / "reports/ptb.svg").read_text(encoding="utf-8")
+    assert "zoneout-small" in curves and "](ptb.svg)" in page
+    assert "| N(0, 1) | 0 | 1 | 802.0 | 440.0 |" in page
+
+
+def write_all(results):
+    """Records of every kind, several seeds, and a hostile note."""
+    for seed in (1, 2, 3):
+        metrics = {"dev_accuracy": 0.9, "test_accuracy": 0.9 + seed / 100}
+        records.write(results, FULL | {"seed": seed, "metrics": metrics})
+    records.write(results, RECORD | {"row": "k4-cpu", "note": HOSTILE})
+    data = RECORD["data"] | {"official": False, "note": HOSTILE}
+    records.write(results, RECORD | {"row": "quick", "data": data, "device": HOSTILE})
+    for record in (TRANSLATION, LANGUAGE, START):
+        records.write(results, record)
+    cpu, gpu = figure4(product_share=0.8), figure4(lstm_dtype="float16", graph_ratio=9.5)
+    records.write(results, bench("figure4", "cpu", cpu, note=HOSTILE))
+    records.write(results, bench("figure4", "some-gpu", gpu))
+    records.write(results, bench("scan", "cpu", scan()))
+    records.write(results, bench("peers", "cpu", peers()))
+
+
+def test_plots_that_no_record_makes_any_more_are_removed_and_no_others(project):
+    path = records.write(records.RESULTS, TRANSLATION)
+    other = project / "reports/drawn-by-hand.svg"
+    other.write_text("<svg/>", encoding="utf-8")
+    report.render()
+    path.unlink()
+    report.render()
+    left = sorted(file.name for file in (project / "reports").glob("*.svg"))
+    assert left == ["drawn-by-hand.svg", "imdb.svg"]
+
+
+UNFIT = {
+    "experiment": RECORD | {"experiment": "imbd"},
+    "row": RECORD | {"row": "$x"},
+    "note": RECORD | {"note": 5},
+    "seed": RECORD | {"seed": None},
+    "metrics.dev_accuracy": RECORD | {"metrics": {"test_accuracy": 0.5}},
+    "history[0].seconds": RECORD | {"history": [{"validation_accuracy": 1}]},
+    "data.vectors": RECORD | {"data": {"official": True}},
+    "data.note": RECORD | {"data": {"official": False, "vectors": "none"}},
+    "attention": TRANSLATION | {"attention": TRANSLATION["attention"] | {"weights": [[0.25]]}},
+    "table: expected rows": bench("figure4", "cpu", []),
+    "table[0].ratio": bench("figure4", "cpu", [figure4()[0] | {"ratio": 0}]),
+    "table[1].graph_share": bench("scan", "cpu", [scan()[0], scan()[1] | {"graph_share": "-"}]),
+    "metrics and history": RECORD | {"experiment": "ptb", "table": [{}]},
+}
+
+
+@pytest.mark.parametrize("named", UNFIT)
+def test_a_record_that_does_not_fit_is_refused_by_name_and_nothing_is_written(project, named):
+    path = records.write(records.RESULTS, UNFIT[named])
+    with pytest.raises(records.RecordError, match=f"{re.escape(path.name)}.*{re.escape(named)}"):
+        report.render()
     assert (project / "README.md").read_text(encoding="utf-8") == PAGE
+    assert [file.name for file in (project / "reports").iterdir()] == ["results"]
+
+
+def test_a_copy_of_a_record_is_no_other_seed(project, monkeypatch, capsys):
+    [path] = records.RESULTS.iterdir()
+    shutil.copy(path, path.with_name("imdb-copy.json"))
+    with pytest.raises(
+        SystemExit, match=r"imdb-copy\.json: expected the name imdb-k2-subset-seed1"
+    ):
+        report.main()
+
+
+def test_what_is_no_json_is_refused_by_name(project):
+    (records.RESULTS / "bad.json").write_text("{")
+    with pytest.raises(records.RecordError, match=r"bad\.json"):
+        report.render()
 
 
 def test_a_readme_without_the_marks_is_refused():
@@ -134,41 +280,37 @@ def test_a_readme_without_the_marks_is_refused():
         report.replace("# x\n", "imdb", "table")
 
 
-def test_figure4_on_a_cpu(project):
+def test_figure4_on_a_cpu_stands_beside_no_paper(project):
     records.write(records.RESULTS, bench("figure4", "cpu", figure4(product_share=0.814)))
-    report.main()
-    page = (project / "README.md").read_text(encoding="utf-8")
+    readme, _ = rendered(project)
+    link = "[bench-figure4-cpu.json](reports/results/bench-figure4-cpu.json)"
     assert (
-        "inference, bfloat16: 2.83 times as fast (geometric mean); the matrix products take 81% of "
-        "the layer's time (median)\n\n"
-        "| batch \\ length | 32 | 64 |\n|---|---|---|\n| 8 | 1.00 | 2.00 |\n| 16 | 4.00 | 8.00 |"
-    ).replace("|---|---|---|", "| --- | --- | --- |") in page
-    assert "the cpu; [bench-figure4-cpu.json](reports/results/bench-figure4-cpu.json)" in page
-    assert "](reports/bench-figure4-cpu.svg)" in page and "paper" not in page.split("bench-fig")[1]
+        "the cpu:\n\ninference, bfloat16: 2.83 times as fast (geometric mean); the matrix products "
+        f"take 81% of the layer's time (median) ({link})\n\n"
+        "| batch \\ length | 32 | 64 |\n| --- | --- | --- |\n| 8 | 1.00 | 2.00 |\n"
+        "| 16 | 4.00 | 8.00 |\n"
+    ) in readme
+    assert "no record of a GPU yet" in readme and "| 16 | 3.0 | 3.0 |" in readme
+    assert "](reports/bench-figure4-cpu.svg)" in readme
 
 
 def test_figure4_on_a_gpu_stands_beside_the_paper_and_eager_beside_graphs(project):
     table = figure4(lstm_dtype="float16", graph_ratio=9.5)
     records.write(records.RESULTS, bench("figure4", "some-gpu", table, note="TF32 off"))
-    report.main()
-    page = (project / "README.md").read_text(encoding="utf-8")
-    assert "2.83 times as fast (geometric mean) as nn.LSTM in float16; above the paper's" in page
-    assert "in 2 of 4 cells" in page and "| 16 | 4.00 (3.0) | 8.00 (3.0) |" in page
-    assert "bfloat16, as CUDA graphs: 9.50 times as fast" in page and "in 4 of 4 cells" in page
-    assert "the some-gpu; TF32 off; [" in page
+    readme, _ = rendered(project)
+    assert "2.83 times as fast (geometric mean) as nn.LSTM in float16; above the paper's" in readme
+    assert "in 2 of 4 cells" in readme and "| 16 | 4.00 (3.0) | 8.00 (3.0) |" in readme
+    assert "bfloat16, as CUDA graphs: 9.50 times as fast" in readme and "in 4 of 4 cells" in readme
+    assert "the some-gpu; TF32 off:" in readme and "no record of a GPU" not in readme
 
 
 def test_every_suite_has_its_section_in_reports_only(project):
-    scan = {"kind": "pool", "columns": 320, "length": 64, "bytes": 2**21, "share": 0.456}
-    peer = {"peer": "A", "batch": 2, "length": 4, "units": 8, "mode": "forward", "ratio": 1.256}
-    absent = {**dict.fromkeys(peer), "peer": "B", "graph_ratio": None, "reason": "not here"}
+    size = {"batch": 8, "length": 9, "units": 7, "dtype": "float32"}
     tables = {
         "ptb-step": [{"part": "RNN", "model": "QRNN", "share": 0.31, "ms": None}],
-        "scan": [{**scan, "graph_share": 0.789}, {**scan, "length": 512, "graph_share": None}],
-        "peers": [{**peer, "graph_ratio": 2.5, "reason": None}, absent],
-        "memory": [
-            {"batch": 8, "ours_bytes": 2**20, "lstm_bytes": 3 << 19, "torchqrnn_bytes": 2**22}
-        ],
+        "scan": scan(),
+        "peers": peers(),
+        "memory": [size | {"ours_bytes": 2**20, "lstm_bytes": 3 << 19, "torchqrnn_bytes": 2**22}],
         "growth": [{"varies": "units", "value": 640, "factor": 2, "ratio": 3.456}],
         "convolution": [
             {"kernel": 2, "inputs": 320, "length": 9, "batch": 7, "dtype": "float32"}
@@ -177,35 +319,253 @@ def test_every_suite_has_its_section_in_reports_only(project):
     }
     for suite, table in tables.items():
         records.write(records.RESULTS, bench(suite, "some-gpu", table))
-    report.main()
-    text = (project / "reports/README.md").read_text(encoding="utf-8")
+    readme, page = rendered(project)
     for line in (
         "| model | part | share | ms |\n| --- | --- | --- | --- |\n| QRNN | RNN | 0.31 | - |",
         "| pool, 320 | 46% / 79% | 46% |",
         "| peer, mode \\ batch, length, units | 2, 4, 8 |",
         "| A, forward | 1.26 / 2.50 |",
         "- B: not here",
-        "| batch | ours | nn.LSTM | as torchqrnn |",
-        "| 8 | 1.0 | 1.5 | 4.0 |",
+        "| batch | length | units | dtype | ours | nn.LSTM | as torchqrnn |",
+        "| 8 | 9 | 7 | float32 | 1.0 | 1.5 | 4.0 |",
         "| units | 3.46 |",
         "| kernel, inputs \\ length, batch, way | 9, 7, conv2d |",
         "| 2, 320 | 0.95 |",
-        "![The recurrences alone, the some-gpu](bench-scan-some-gpu.svg)",
+        "](bench-scan-some-gpu.svg)",
     ):
-        assert line in text
-    assert "Not measured yet." in text  # figure 4
-    page = (project / "README.md").read_text(encoding="utf-8")
-    assert "conv2d" not in page and "Not measured yet." in page
+        assert line in page
+    assert "Not measured yet." in page  # figure 4
+    assert "conv2d" not in readme and "Not measured yet." in readme
 
 
-def test_plots_are_the_same_bytes_every_time(project):
-    records.write(records.RESULTS, bench("figure4", "cpu", figure4(product_share=0.8)))
-    row = {"kind": "pool", "columns": 3, "length": 4, "bytes": 99, "share": 0.4}
-    records.write(records.RESULTS, bench("scan", "cpu", [{**row, "graph_share": None}]))
-    report.main()
-    files = sorted((project / "reports").glob("*.svg"))
-    assert [file.name for file in files] == ["bench-figure4-cpu.svg", "bench-scan-cpu.svg"]
+def test_what_a_record_says_is_no_markdown(project):
+    records.write(records.RESULTS, RECORD | {"note": HOSTILE})
+    readme, page = rendered(project)
+    assert rendered(project)[0] == readme  # the marks in the note are none
+    assert "\\</td\\>\\<script\\>alert(1)\\</script\\> \\| \\[x\\](javascript" in page
+    [row] = [line for line in page.splitlines() if line.startswith("| k2-subset; ")]
+    assert len(re.findall(r"(?<!\\)\|", row)) == 9 + 1
+
+
+# The page
+
+
+class Reader(HTMLParser):
+    """Elements in order with their attributes, text and the element around them."""
+
+    VOID = frozenset(("meta", "link", "br", "img"))
+
+    def __init__(self, text):
+        super().__init__()
+        self.found, self.open = [], []
+        self.feed(text)
+        assert not self.open
+
+    def handle_starttag(self, tag, attributes):
+        element = {"tag": tag, **dict(attributes), "text": "", "in": list(self.open)}
+        self.found.append(element)
+        if tag not in self.VOID:
+            self.open.append(element)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop()["tag"] == tag
+
+    def handle_data(self, data):
+        for element in self.open:
+            element["text"] += data
+
+    def all(self, *tags, inside=None):
+        return [e for e in self.found if e["tag"] in tags and (not inside or inside in e["in"])]
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory):
+    """reports/index.html of made-up records, and of the committed ones."""
+    found = {}
+    for kind in ("made-up", "committed"):
+        directory = tmp_path_factory.mktemp(kind)
+        if kind == "committed":
+            shutil.copytree(ROOT / "reports/results", directory / records.RESULTS)
+            shutil.copy(ROOT / "README.md", directory)
+        else:
+            (directory / "README.md").write_text(PAGE, encoding="utf-8")
+            write_all(directory / records.RESULTS)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(directory)
+            report.render()
+        found[kind] = directory / "reports/index.html"
+    return found
+
+
+both = pytest.mark.parametrize("kind", ["made-up", "committed"])
+
+
+def test_rendering_twice_gives_the_same_bytes(pages, monkeypatch):
+    reports = pages["made-up"].parent
+    plots = sorted(reports.glob("*.svg"))
+    assert [plot.stem for plot in plots] == [
+        *("bench-figure4-cpu", "bench-figure4-some-gpu", "bench-scan-cpu"),
+        *("imdb", "iwslt-qrnn-small-seed1", "iwslt", "ptb"),
+    ]
+    files = [*plots, pages["made-up"], reports / "README.md", reports.parent / "README.md"]
     first = [file.read_bytes() for file in files]
-    assert b"8.00" in first[0] and b"the cpu" in first[0] and b"dc:date" not in first[0]
-    report.main()
+    assert b"8.00" in first[0] and not any(b"dc:date" in content for content in first)
+    monkeypatch.chdir(reports.parent)
+    report.render()
     assert [file.read_bytes() for file in files] == first
+    assert not list(reports.parent.rglob("*.part"))
+
+
+@both
+def test_the_page_is_well_formed_and_complete(pages, kind):
+    text = pages[kind].read_text(encoding="utf-8")
+    page = Reader(text)
+    assert text.startswith("<!doctype html>") and page.all("html")[0]["lang"] == "en"
+    assert page.all("title")[0]["text"] and not page.all("script", "iframe", "object")
+    assert "width=device-width" in next(e for e in page.all("meta") if "name" in e)["content"]
+    levels = [int(heading["tag"][1]) for heading in page.all("h1", "h2", "h3")]
+    assert levels[0] == 1 and levels.count(1) == 1
+    assert all(b - a <= 1 for a, b in pairwise(levels))
+    ids = [element["id"] for element in page.found if "id" in element]
+    assert len(ids) == len(set(ids)) >= 12
+    for table in page.all("table"):
+        [caption] = page.all("caption", inside=table)
+        assert caption["text"].strip() and len(page.all("tr", inside=table)) > 1
+        scopes = {cell["scope"] for cell in page.all("th", inside=table)}
+        assert scopes == {"col", "row"}
+    assert len(page.all("table")) >= 8 and len(page.all("img")) >= 5
+    for image in page.all("img"):
+        assert len(image["alt"]) > 20 and image["src"].startswith("data:image/svg+xml;base64,")
+
+
+@both
+def test_every_number_of_the_page_links_to_its_record(pages, kind):
+    page = Reader(pages[kind].read_text(encoding="utf-8"))
+    for link in page.all("a"):
+        target = urlsplit(link["href"])
+        if target.scheme:
+            assert link["href"] == "https://arxiv.org/abs/1611.01576"
+        elif target.path:
+            assert (pages[kind].parent / unquote(target.path)).is_file()
+        else:
+            assert target.fragment in [element.get("id") for element in page.found]
+    numbers = 0
+    for table in page.all("table"):
+        if page.all("a", inside=page.all("caption", inside=table)[0]):
+            continue
+        for row in page.all("tr", inside=table)[1:]:
+            measured = page.all("td", inside=row)[0]["text"]  # the first column is ours, on test
+            assert (measured == "-") == ("no record yet" in row["text"])
+            assert bool(page.all("a", inside=row)) == (measured != "-")
+            numbers += measured != "-"
+    assert numbers >= 5
+    for figure in page.all("figure"):
+        assert page.all("a", inside=figure)
+
+
+def test_what_a_record_says_is_no_html(pages):
+    page = Reader(pages["made-up"].read_text(encoding="utf-8"))
+    told = [e for e in page.all("td") if "<script>alert(1)" in e["text"]]
+    assert len(told) == 3  # a note, a note on data, and a device
+    assert HOSTILE in told[0]["text"] and not page.all("script")
+
+
+def test_what_is_committed_is_what_the_records_say(pages):
+    """Of the plots in the page only the places: another version may draw them otherwise."""
+    made = pages["committed"].parent
+    for file in ("../README.md", "README.md", "index.html"):
+        expected, found = (
+            re.sub('base64,[^"]*', "", (folder / file).read_text(encoding="utf-8"))
+            for folder in (made, ROOT / "reports")
+        )
+        assert found == expected, f"{file} is not what `make report` makes of the records"
+
+
+# In a browser
+
+LOW_CONTRAST = """
+const light = ([r, g, b]) => [r, g, b].map(v => v / 255)
+  .map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
+  .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
+const colour = text => text.match(/[\\d.]+/g).map(Number);
+const ground = e => { for (; e; e = e.parentElement) {
+  const c = colour(getComputedStyle(e).backgroundColor); if (c[3] !== 0) return c; }
+  return [255, 255, 255]; };
+const texts = [...document.querySelectorAll('body *')].filter(e =>
+  [...e.childNodes].some(n => n.nodeType === 3 && n.data.trim()));
+return [texts.length, texts.map(e => {
+  const [a, b] = [light(colour(getComputedStyle(e).color)), light(ground(e))].sort((x, y) => y - x);
+  return [(a + 0.05) / (b + 0.05), e.textContent.slice(0, 40)]; }).filter(([c]) => c < 4.5)];
+"""
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if not chromium or not driver:
+        pytest.skip("no chromium and chromedriver: apt-get install chromium chromium-driver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
+    profile = tmp_path_factory.mktemp("profile")
+    for argument in (
+        *("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"),
+        f"--user-data-dir={profile}",
+    ):
+        options.add_argument(argument)
+    service = webdriver.ChromeService(driver)
+    with webdriver.Chrome(options=options, service=service) as opened:
+        yield opened
+
+
+def show(browser, page, width, height, scheme, media=""):
+    """Opens the page, and returns the addresses that it asked for."""
+    metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    features = [{"name": "prefers-color-scheme", "value": scheme}]
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": media, "features": features})
+    for kind in ("performance", "browser"):
+        browser.get_log(kind)  # what came before
+    browser.get(page.as_uri())
+    events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    sent = [e["params"] for e in events if e["method"] == "Network.requestWillBeSent"]
+    return [request["request"]["url"] for request in sent]
+
+
+@both
+@pytest.mark.parametrize("width, height", [(360, 740), (1280, 900)])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_in_a_browser(browser, pages, kind, width, height, scheme):
+    asked = show(browser, pages[kind], width, height, scheme)
+    run = browser.execute_script
+    assert pages[kind].as_uri() in asked
+    assert {urlsplit(address).scheme for address in asked} <= {"file", "data"}
+    assert not browser.get_log("browser")
+    assert run(f"return matchMedia('(prefers-color-scheme: {scheme})').matches")
+    # on a phone the window widens when a page does
+    assert run("return document.documentElement.scrollWidth") <= width
+    assert run("return innerWidth") == width
+    drawn = "i => i.naturalWidth > 0 && i.width > 90 && i.height > 50"
+    assert run(f"return [...document.images].every({drawn})")
+    texts, low = run(LOW_CONTRAST)
+    assert texts > 300 and low == []
+    hidden = "[...document.querySelectorAll('.scroll')].filter(e => e.scrollWidth > e.clientWidth)"
+    wide = run(f"const wide = {hidden}; wide.forEach(e => e.scrollLeft = 9999); return wide.length")
+    if width == 360:
+        assert wide >= 3
+        first = run(  # the names of the rows stay where they are
+            f"return {hidden}.flatMap(e => [...e.querySelectorAll('tbody th')])"
+            ".map(e => e.getBoundingClientRect().left)"
+        )
+        assert first and all(0 <= left < 40 for left in first)
+
+
+@both
+def test_on_paper(browser, pages, kind):
+    show(browser, pages[kind], 718, 1000, "dark", media="print")  # A4 with margins, in pixels
+    run = browser.execute_script
+    assert run("return getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    assert run("return getComputedStyle(document.querySelector('nav')).display") == "none"
+    cut = "return [...document.querySelectorAll('.scroll')].filter(e => e.scrollWidth > 718).length"
+    assert run(cut) == 0 and run("return document.documentElement.scrollWidth") <= 718

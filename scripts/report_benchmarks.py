@@ -1,0 +1,215 @@
+"""The report's sections of the benchmarks, and of other records that are tables."""
+
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import report_plots
+from report_page import Figure, Items, Paragraph, Part, Section, Table
+
+Row = dict[str, Any]
+Rows = list[Row]
+Cell = Callable[[Row], str]
+
+
+def section(experiment: str, found: Mapping[str, dict[str, Any]]) -> Section:
+    """For each device its tables and plot, with the record that they come from."""
+    title, render = SECTIONS[experiment]
+    parts: list[Part] = []
+    for name, record in found.items():
+        if record["experiment"] == experiment:
+            about = "; ".join(filter(None, [record["device"], record.get("note")]))
+            parts.append(Paragraph((f"{about}:",)))
+            for part in render(record["table"]):
+                parts.append(replace(part, records=[name]) if isinstance(part, Table) else part)
+            if experiment in PLOTS:
+                svg, text = PLOTS[experiment](record["table"])
+                caption = f"{title}, {record['device']}"
+                parts.append(Figure(name.removesuffix(".json"), svg, caption, text, [name]))
+    return Section(experiment, title, parts or [Paragraph(("Not measured yet.",))])
+
+
+def figure4(rows: Rows) -> list[Part]:
+    parts: list[Part] = []
+    beside = False
+    for [mode, dtype], cells in grouped(rows, "mode", "dtype"):
+        for column, how in (("ratio", ""), ("graph_ratio", ", as CUDA graphs")):
+            ratios = [row[column] for row in cells if row[column] is not None]
+            if len(ratios) < len(cells):
+                continue
+            text = f"{mode}, {dtype}{how}: {geometric_mean(ratios):.2f} times as fast "
+            text += "(geometric mean)"
+            if cells[0]["lstm_dtype"] != dtype:
+                text += f" as nn.LSTM in {cells[0]['lstm_dtype']}"
+            if "product_share" in cells[0]:
+                share = statistics.median(row["product_share"] for row in cells)
+                text += f"; the matrix products take {share:.0%} of the layer's time (median)"
+                parts.append(pivot(text, cells, ["batch"], ["length"], number(column)))
+                continue
+            beside = True
+            ahead = sum(row[column] > row["paper_ratio"] for row in cells)
+            text += f"; above the paper's number, in brackets, in {ahead} of {len(cells)} cells"
+            parts.append(pivot(text, cells, ["batch"], ["length"], beside_paper(column)))
+    if not beside:
+        text = "the paper's numbers, which are for a GPU and its inference: no record of a GPU yet"
+        [_, cells], *_ = grouped(rows, "mode", "dtype")
+        parts.append(pivot(text, cells, ["batch"], ["length"], number("paper_ratio", ".1f")))
+    return parts
+
+
+def scan(rows: Rows) -> list[Part]:
+    text = "The share of a large copy's bytes per second; after the slash as a CUDA graph"
+    return [pivot(text, rows, ["kind", "columns"], ["length"], two("share", "graph_share", ".0%"))]
+
+
+def peers(rows: Rows) -> list[Part]:
+    ran = [row for row in rows if row["batch"] is not None]
+    down, across = ["peer", "mode"], ["batch", "length", "units"]
+    text = "The other's time over linear_recurrence's; after the slash as CUDA graphs"
+    parts: list[Part] = []
+    if ran:
+        parts.append(pivot(text, ran, down, across, two("ratio", "graph_ratio", ".2f")))
+    why = dict.fromkeys(f"{row['peer']}: {row['reason']}" for row in rows if row["reason"])
+    if why:
+        parts += [Paragraph(("Not measured:",)), Items(tuple((line,) for line in why))]
+    return parts
+
+
+def growth(rows: Rows) -> list[Part]:
+    text = "The time of forward and backward over that of the smallest, by what is multiplied"
+    return [pivot(text, rows, ["varies"], ["factor"], number("ratio"))]
+
+
+def convolution(rows: Rows) -> list[Part]:
+    down, across = ["kernel", "inputs"], ["length", "batch", "way"]
+    text = "The time of each way over that of windows and one product"
+    return [
+        pivot(f"{text}: {mode}, {dtype}", cells, down, across, number("ratio"))
+        for [dtype, mode], cells in grouped(rows, "dtype", "mode")
+    ]
+
+
+def ptb_step(rows: Rows) -> list[Part]:
+    columns = ("model", "part", "share", "paper_share", "lstm_over_qrnn", "paper_lstm_over_qrnn")
+    text = "The share of a step's time, and the LSTM's time over the QRNN's"
+    return [flat(text, rows, [*columns, "ms", "paper_ms"])]
+
+
+def translation(rows: Rows) -> list[Part]:
+    text = "Characters a second in training, as multiples of the LSTM's"
+    shown = [row | {"parameters": f"{row['parameters']:,}"} for row in rows]
+    return [flat(text, shown, ["model", "parameters", "speed_over_lstm", "ms"])]
+
+
+def start(rows: Rows) -> list[Part]:
+    text = "Perplexity in training and on validation; the last epoch at a quarter of the rate"
+    measured = ("train_perplexity", "valid_perplexity")
+    shown = [row | {name: f"{row[name]:.1f}" for name in measured} for row in rows]
+    return [flat(text, shown, ["weights", "forget_bias", "epoch", *measured])]
+
+
+def memory(rows: Rows) -> list[Part]:
+    sizes = {"ours_bytes": "ours", "lstm_bytes": "nn.LSTM", "torchqrnn_bytes": "as torchqrnn"}
+    shown = [
+        {**row, **{name: f"{row[column] / 2**20:.1f}" for column, name in sizes.items()}}
+        for row in rows
+    ]
+    return [flat("In MiB", shown, ["batch", "length", "units", "dtype", *sizes.values()])]
+
+
+def figure4_plot(rows: Rows) -> tuple[str, str]:
+    """A graph's ratio where there is one."""
+    tables = {}
+    for [mode, dtype], cells in grouped(rows, "mode", "dtype"):
+        column = "ratio" if any(row["graph_ratio"] is None for row in cells) else "graph_ratio"
+        title = f"{mode}, {dtype}{', CUDA graphs' if column == 'graph_ratio' else ''}"
+        tables[title] = {(row["batch"], row["length"]): row[column] for row in cells}
+    text = "Times as fast as nn.LSTM by batch and length, a coloured grid each for: "
+    text += "; ".join(f"{t}, {min(r.values())} to {max(r.values())}" for t, r in tables.items())
+    return report_plots.grids(tables), text
+
+
+def scan_plot(rows: Rows) -> tuple[str, str]:
+    """The same, of a copy's bandwidth."""
+    points = {}
+    for [kind], cells in grouped(rows, "kind"):
+        column = "share" if any(row["graph_share"] is None for row in cells) else "graph_share"
+        points[kind] = [(row["bytes"] / 2**20, 100 * row[column]) for row in cells]
+    text = "The share of a large copy's bandwidth by the bytes moved, at most: "
+    text += ", ".join(f"{kind} {max(y for _, y in p):.0f}%" for kind, p in points.items())
+    return report_plots.shares(points), text
+
+
+SECTIONS: dict[str, tuple[str, Callable[[Rows], list[Part]]]] = {
+    "bench-translation": ("Speed of translation models in training, 4 x 320", translation),
+    "bench-figure4": ("Speed: QRNN layer over nn.LSTM, 320 units", figure4),
+    "bench-ptb-step": (
+        "A language model's training step: two layers, 640 units, 20 x 105",
+        ptb_step,
+    ),
+    "ptb-start": ("How the language model of PTB starts", start),
+    "bench-scan": ("The recurrences alone", scan),
+    "bench-peers": ("Other kernels for h_t = f_t h_(t-1) + x_t", peers),
+    "bench-memory": ("Memory of a layer, forward and backward", memory),
+    "bench-growth": ("How a layer's time grows", growth),
+    "bench-convolution": ("Ways to the pre-activations", convolution),
+}
+PLOTS: dict[str, Callable[[Rows], tuple[str, str]]] = {  # the plot, and what is to be seen in it
+    "bench-figure4": figure4_plot,
+    "bench-scan": scan_plot,
+}
+
+
+def grouped(rows: Rows, *keys: str) -> list[tuple[list[Any], Rows]]:
+    """The rows by their values at `keys`, in the order of first appearance."""
+    groups: dict[tuple[Any, ...], Rows] = {}
+    for row in rows:
+        groups.setdefault(tuple(row[key] for key in keys), []).append(row)
+    return [(list(values), group) for values, group in groups.items()]
+
+
+def pivot(
+    caption: str, rows: Rows, down: Sequence[str], across: Sequence[str], cell: Cell
+) -> Table:
+    """A line per value of the keys `down`, a column per value of `across`."""
+    columns = [values for values, _ in grouped(rows, *across)]
+    head = [f"{', '.join(down)} \\ {', '.join(across)}"]
+    head += [", ".join(map(str, values)) for values in columns]
+    lines = []
+    for values, group in grouped(rows, *down):
+        cells = {tuple(row[key] for key in across): cell(row) for row in group}
+        line = [cells.get(tuple(column), "-") for column in columns]
+        lines.append([", ".join(map(str, values)), *line])
+    return Table(caption, head, lines)
+
+
+def flat(caption: str, rows: Rows, columns: Sequence[str]) -> Table:
+    """Those of the columns that the rows have."""
+    columns = [column for column in columns if column in rows[0]]
+    head = [column.replace("_", " ") for column in columns]
+    lines = [["-" if row[c] is None else str(row[c]) for c in columns] for row in rows]
+    return Table(caption, head, lines)
+
+
+def number(column: str, form: str = ".2f") -> Cell:
+    return lambda row: "-" if row[column] is None else format(row[column], form)
+
+
+def two(first: str, second: str, form: str) -> Cell:
+    """Both columns, the second one only where it was measured."""
+
+    def cell(row: Row) -> str:
+        columns = [first] if row[second] is None else [first, second]
+        return " / ".join(number(column, form)(row) for column in columns)
+
+    return cell
+
+
+def beside_paper(column: str) -> Cell:
+    return lambda row: f"{number(column)(row)} ({row['paper_ratio']})"
+
+
+def geometric_mean(values: Sequence[float]) -> float:
+    return math.exp(statistics.fmean(map(math.log, values)))
