@@ -132,7 +132,7 @@ def pool(
     if isinstance(shift, bool) or not isinstance(shift, int):
         raise TypeError(f"shift: expected an int, got {type(shift).__name__}")
     check(D == 2 or not shift, "shift", f"0 with direction {direction!r}", shift)
-    check(abs(shift) <= rows, "shift", f"at most the {rows} rows of gates", shift)
+    check(abs(shift) <= rows, "shift", "at most the rows of gates", shift)
     T = rows - abs(shift)
     check(N % (D * G) == 0, "gates", f"a last dimension divisible by {D * G}", tuple(gates.shape))
     if c0 is not None:

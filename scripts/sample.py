@@ -49,7 +49,7 @@ def write(folder: Path) -> None:
 def archive(reviews: dict[str, int] = REVIEWS) -> bytes:
     """The .tar.gz; `reviews` says how many, half of each label, are in train and in test."""
     rng = random.Random(SEED)
-    texts = {}
+    texts: dict[str, str] = {}
     for part, number in reviews.items():
         for i in range(number):
             label = ("pos", "neg")[i % 2]

@@ -65,7 +65,7 @@ def archive(pairs: dict[str, int] = PAIRS) -> bytes:
     dev[0] = ("Er &\u2028ich.", "He &\u2028I.")
     train[1:1] = DROPPED
 
-    texts = {}
+    texts: dict[str, str] = {}
     for i, language in enumerate(("de", "en")):
         texts |= {
             f"de-en/train.tags.de-en.{language}": tagged([p[i] for p in train]),
