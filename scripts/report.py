@@ -18,11 +18,11 @@ import report_plots
 import report_schema
 import report_tasks
 from fetch import write_atomically
-from report_page import Figure, Items, Link, Mark, Paragraph, Part, Section
+from report_page import Figure, Items, Link, Mark, Paragraph, Part, Section, Table
 
 REPORTS = Path("reports")
 TITLE = "QRNN: results"
-IN_README = ("imdb", "ptb", "iwslt", "bench-translation", "bench-figure4")
+PLOT_IN_README = "bench-figure4"
 EXPLAINED = (
     Mark("official data", "good", "the training data is the official corpus, by its content"),
     Mark("as published", "good", "so are the model and the recipe, as far as they are stated"),
@@ -47,7 +47,9 @@ def render() -> None:
         report_schema.check(name, record)
     sections = [make(found) for make in report_tasks.SECTIONS.values()]
     sections += [report_benchmarks.section(name, found) for name in report_benchmarks.SECTIONS]
+    overview = report_tasks.overview(found)
     opening = introduction(report_tasks.summary(found))
+    sections.insert(0, overview)
     parts = "\n\n".join(report_page.markdown(part, 2) for part in [opening, *sections])
     told = (
         "Made by `make report` from the records in results/; do not edit. [index.html](index.html) "
@@ -56,10 +58,11 @@ def render() -> None:
 
     readme = Path("README.md")
     text = readme.read_text(encoding="utf-8")
-    for section in sections:
-        if section.name in IN_README:
-            part = report_page.markdown(section, 3, f"{REPORTS.name}/")
-            text = replace(text, section.name, part)
+    [speed] = (section for section in sections if section.name == PLOT_IN_README)
+    short = [part for part in speed.parts if not isinstance(part, Table)]
+    for section in (overview, Section(speed.name, speed.title, short)):
+        part = report_page.markdown(section, 3, f"{REPORTS.name}/")
+        text = replace(text, section.name, part)
 
     files = {
         f"{part.name}.svg": part.svg

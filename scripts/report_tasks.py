@@ -384,6 +384,60 @@ def attention(runs: Runs) -> Figure:
     return Figure(name.removesuffix(".json"), svg, caption, text, [name])
 
 
+class Task(NamedTuple):
+    """What the overview tells of an experiment; dev: the measure by which its row is chosen."""
+
+    title: str
+    row: str  # the published one
+    test: str
+    dev: str
+    digits: int
+    scale: float  # to the unit shown; negative where less is better
+
+
+TASKS = {
+    "imdb": Task("IMDb, accuracy in %", "k2", "test_accuracy", "dev_accuracy", 2, 100),
+    "ptb": Task(
+        "Penn Treebank, perplexity", "zoneout", "test_perplexity", "valid_perplexity", 1, -1
+    ),
+    "iwslt": Task("IWSLT German-English, BLEU", "qrnn", "test_bleu", "dev_bleu", 2, 1),
+}
+
+
+def overview(found: Records) -> Section:
+    """One line a task: of our QRNNs the one that the development part calls the best."""
+    head = ["task", "here", "paper", "replication", "row", "what is not as published", "record"]
+    lines: list[list[str | Line]] = []
+    for experiment, task in TASKS.items():
+
+        def on_dev(runs: Runs, task: Task = task) -> float:
+            return task.scale * statistics.fmean(
+                record["metrics"][task.dev] for record in runs.records.values()
+            )
+
+        rows = PUBLISHED[experiment]
+        replication = next(told.replication for told in rows.values() if told.replication)
+        published: list[str | Line] = [rows[task.row].paper, replication]
+        # official data before other, whatever the number
+        best = max(
+            (runs for runs in runs_of(experiment, found) if runs.base != "lstm"),
+            key=lambda runs: (runs.first["data"]["official"], on_dev(runs)),
+            default=None,
+        )
+        if best is None:
+            lines.append([task.title, "-", *published, (MISSING,), "-", "-"])
+            continue
+        here = metric(best, task.test, task.digits, abs(task.scale))
+        row: Line = (best.row, *marks(best))
+        about = deviations(best) or ("nothing",)
+        lines.append([task.title, here, *published, row, about, tuple(map(link, best.records))])
+    caption = (
+        "On test, of the QRNN that is best on the development part. Beside it the "
+        "numbers of the paper (2016) and of its replication (2020)"
+    )
+    return Section("overview", "Measured so far", [Table(caption, head, lines)])
+
+
 def summary(found: Records) -> str:
     """How much of what was published has been done again."""
     claims = sum(told.is_result for rows in PUBLISHED.values() for told in rows.values())
