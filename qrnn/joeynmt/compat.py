@@ -31,6 +31,8 @@ def extend() -> None:
     - `type: "qrnn"` builds a QRNNEncoder and a QRNNAttentionDecoder, which start as the QRNN does
       and not by joeynmt's `initializer`; its softmax and embeddings do that as ever.
     - `training: bucket: N` makes batches of sentences of similar length, for any model.
+    - `training: state_file: FILE` has all that training depends on; where the file exists, training
+      goes on from there and ends as if undisturbed, for any model.
     - `testing: beam_ranking: "qrnn"` ranks by equation 9 of the QRNN paper, for any model (and
       extend_search()).
     - `random_seed` fixes the start values of training as well, of any model and where joeynmt's
@@ -157,10 +159,30 @@ def _parse_global_args(original: Any, *args: Any, **kwargs: Any) -> Any:
     return parsed
 
 
-def _parse_train_args(original: Any, cfg: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-    parsed = original(cfg, *args, **kwargs)
-    if cfg.get("bucket") is None:
+def _parse_train_args(
+    original: Any, cfg: dict[str, Any], mode: str = "train", **kwargs: Any
+) -> Any:
+    parsed = original(cfg, mode, **kwargs)
+    if cfg.get("bucket") is not None:
+        parsed = _bucketed(parsed, cfg["bucket"])
+    if cfg.get("state_file") is None or mode != "train":
         return parsed
+    from joeynmt import training  # which is not loaded yet when extend() is called
+
+    from qrnn.joeynmt.resuming import ResumableConfig
+
+    _replace(training, "TrainManager", _build_training)
+    return ResumableConfig.of(parsed, cfg["state_file"])
+
+
+def _build_training(original: Any, *args: Any, train_args: Any, **kwargs: Any) -> Any:
+    manager = original
+    if hasattr(train_args, "state_file"):
+        from qrnn.joeynmt.resuming import ResumableTraining as manager
+    return manager(*args, train_args=train_args, **kwargs)
+
+
+def _bucketed(parsed: Any, bucket: Any) -> Any:
     from joeynmt.config import ConfigurationError
 
     from qrnn.joeynmt.batching import BucketSize
@@ -170,7 +192,7 @@ def _parse_train_args(original: Any, cfg: dict[str, Any], *args: Any, **kwargs: 
             f'training: bucket needs batch_type: "sentence", got {parsed.batch_type!r}'
         )
     try:
-        return parsed._replace(batch_size=BucketSize(parsed.batch_size, cfg["bucket"]))
+        return parsed._replace(batch_size=BucketSize(parsed.batch_size, bucket))
     except (TypeError, ValueError) as error:
         raise ConfigurationError(f"training: {error}") from error
 

@@ -1,0 +1,171 @@
+"""Training that is killed at any moment and goes on exactly, which joeynmt's own does not.
+
+joeynmt's `load_model` repeats the interrupted epoch, with new random numbers. Here one file, which
+is replaced after every validation as a whole, has all that training depends on.
+"""
+
+import os
+import random
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from joeynmt.config import ConfigurationError, TrainConfig
+from joeynmt.helpers_for_ddp import use_ddp
+from joeynmt.training import TrainManager
+
+
+class ResumableConfig(TrainConfig):
+    """joeynmt's section `training`, and the option state_file.
+
+    joeynmt hands the section through to its TrainManager, and nothing of its own invention.
+    """
+
+    state_file: Path
+
+    @classmethod
+    def of(cls, config: TrainConfig, state_file: object) -> "ResumableConfig":
+        if not isinstance(state_file, str) or not state_file:
+            raise ConfigurationError(
+                f"training: state_file: expected the path of a file, got {state_file!r}"
+            )
+        found = cls(*config)
+        found.state_file = Path(state_file)
+        return found
+
+
+class ResumableTraining(TrainManager):
+    """joeynmt's training, which goes on from `state_file` where that exists.
+
+    What it ends with is what it would have ended with undisturbed, on the same device. The file is
+    a checkpoint of joeynmt's, and has besides: `batches` of the epoch that are behind it, the state
+    of the `random` number generators, the lines of validations.txt, and `best_state`, the weights
+    that were best on dev (None before there are any). Ctrl-C ends the process.
+
+    Raises:
+        ConfigurationError: for several processes, and for a file in model_dir, which joeynmt
+            empties.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.file = self.args.state_file
+        if use_ddp():
+            raise ConfigurationError("training: state_file is for training in one process")
+        if self.model_dir.absolute() in self.file.absolute().parents:
+            raise ConfigurationError(
+                f"training: state_file: expected a place outside of model_dir {self.model_dir}, "
+                f"which is emptied when training starts, got {self.file}"
+            )
+        self.report = Path(self.model_dir) / "validations.txt"
+        self.best_state: dict[str, torch.Tensor] | None = None
+        self.restored: dict[str, Any] | None = None
+
+    @property
+    def train_iter(self) -> Any:
+        return self._batches
+
+    @train_iter.setter
+    def train_iter(self, loader: Any) -> None:
+        self._batches = None if loader is None else Batches(loader, self)
+
+    def train_and_validate(self, train_data: Any, valid_data: Any) -> None:
+        # joeynmt would catch it and end as if training were over
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        if self.file.exists():
+            self.restored = torch.load(self.file, map_location="cpu")
+            self.stats.load_state_dict(self.restored["stats_state"])  # the epoch to begin with
+        super().train_and_validate(train_data, valid_data)
+        self._keep()
+
+    def _validate(self, valid_data: Any) -> None:
+        super()._validate(valid_data)
+        if self.stats.best_ckpt_iter == self.stats.steps:
+            self.best_state = {k: v.cpu().clone() for k, v in self.model.state_dict().items()}
+        self._keep()
+
+    def _keep(self) -> None:
+        state = {
+            "model_state": self.model.state_dict(),
+            "optimizer_state": self.optimizer.state_dict(),
+            "scaler_state": self.scaler and self.scaler.state_dict(),
+            "scheduler_state": self.scheduler.state_dict(),
+            "train_iter_state": self.train_iter.batch_sampler.get_state(),
+            "stats_state": self.stats.state_dict(),
+            "over": self.stats.is_min_lr or self.stats.is_max_update,
+            "batches": self.train_iter.seen,
+            "random": random_state(),
+            "validations": self.report.read_text("utf-8") if self.report.exists() else "",
+            "best_state": self.best_state,
+        }
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        part = self.file.with_name(f"{self.file.name}.part")
+        try:
+            with open(part, "wb") as file:
+                torch.save(state, file)
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(self.file)
+        finally:
+            part.unlink(missing_ok=True)
+
+    def restore(self) -> None:
+        """To be called within the interrupted epoch: its beginning changes some of the state."""
+        assert self.restored
+        self.init_from_checkpoint(self.file)
+        # not among joeynmt's statistics; with either of the two training ends
+        self.stats.is_max_update = self.restored["over"]
+        self.best_state = self.restored["best_state"]
+        self.report.write_text(self.restored["validations"], "utf-8")
+        set_random_state(self.restored["random"])
+        self.restored = None
+
+
+class Batches:
+    """A loader that begins where a restored training stopped, and counts.
+
+    seen: batches of this epoch that were handed out.
+    """
+
+    def __init__(self, loader: Any, training: ResumableTraining) -> None:
+        self.loader = loader
+        self.training = training
+        self.batch_sampler = loader.batch_sampler
+        self.seen = 0
+
+    def __iter__(self) -> Iterator[Any]:
+        batches = iter(self.loader)
+        self.seen = 0
+        if restored := self.training.restored:
+            for _ in range(restored["batches"]):
+                next(batches)
+            self.seen = restored["batches"]
+            self.training.restore()
+            if restored["over"]:
+                return
+        for batch in batches:
+            self.seen += 1
+            yield batch
+
+
+def random_state() -> dict[str, Any]:
+    """Of plain types, which joeynmt's torch.load takes."""
+    state: Any = np.random.get_state()
+    name, keys, *rest = state
+    return {
+        "python": random.getstate(),
+        "numpy": (name, keys.tolist(), *rest),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    random.setstate(state["python"])
+    np.random.set_state(state["numpy"])
+    torch.set_rng_state(state["torch"])
+    if torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["cuda"])
