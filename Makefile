@@ -1,9 +1,12 @@
 # On a machine without a GPU, torch without its CUDA packages (several GB) comes from
 #   PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make install
 PYTHON ?= python3
+ifneq ($(filter 3.%,$(PYTHON)),)
+  override PYTHON := python$(PYTHON)
+endif
 
 .PHONY: help install quick test lint docs fuzz data-imdb data-iwslt data-ptb download-glove \
-  bench gpu-check reproduce-all report lock clean
+  bench gpu-check reproduce-all report wheelhouse lock clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
@@ -59,6 +62,10 @@ reproduce-all: install  ## the whole replication; DRY_RUN=1 shows the plan (READ
 
 report: install  ## render the tables of README.md and reports/ from reports/results
 	.venv/bin/python scripts/report.py
+
+wheelhouse: install  ## wheels for a machine without network: PYTHON=3.12, HAVE=its pip freeze, SPLIT=MiB
+	.venv/bin/python scripts/wheelhouse.py $(if $(filter %3.11 %3.12,$(PYTHON)),--python "$(PYTHON)") \
+	  $(if $(EXTRAS),--extras "$(EXTRAS)") $(if $(HAVE),--have "$(HAVE)") $(if $(SPLIT),--split "$(SPLIT)")
 
 # An interrupted installation is repeated from scratch: pip would take what is half there for done.
 # --no-warn-conflicts: allennlp's metadata wants torch < 1.13 and other old versions, see setup.py.

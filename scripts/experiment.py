@@ -2,7 +2,8 @@
 
     python scripts/experiment.py imdb configs/imdb.jsonnet --row k2 --seed 1
 
-A run that was interrupted is continued from its last epoch, one whose record exists is skipped.
+A run that was interrupted is continued from its last checkpoint, and ends as if it had not been.
+One whose record exists is skipped.
 """
 
 import argparse
@@ -10,6 +11,7 @@ import fcntl
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -47,7 +49,10 @@ def main() -> None:
     try:
         print(run(**arguments))
     except subprocess.CalledProcessError as error:
-        sys.exit(f"error: {shlex.join(error.cmd)} failed, see above; the same command continues it")
+        sys.exit(
+            f"error: {shlex.join(error.cmd)} {ending(error.returncode)}, see above; the same "
+            "command continues it"
+        )
     except BlockingIOError as error:
         sys.exit(f"error: {error}")
 
@@ -88,6 +93,14 @@ def run(
     about = {"experiment": experiment, "row": row, "seed": seed, "note": note}
     made = {"device": records.device(), "command": shlex.join(["python", *sys.argv])}
     return records.write(results, read_json(started) | framework.outcome(directory) | about | made)
+
+
+def ending(status: int) -> str:
+    """How a process failed whose status is this, as subprocess gives it."""
+    if status >= 0:
+        return f"ended with exit status {status}"
+    memory = ", perhaps out of memory" if status == -signal.SIGKILL else ""
+    return f"was killed by signal {-status}{memory}"
 
 
 if __name__ == "__main__":

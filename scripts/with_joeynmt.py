@@ -1,8 +1,9 @@
 """The steps of an experiment that JoeyNMT does; see experiment.py.
 
 A model folder of JoeyNMT is written once, so every attempt at a training gets its own: attempt-1,
-and after an interruption attempt-2, which starts from the last checkpoint of the one before. That
-repeats the interrupted epoch from its start.
+and after an interruption attempt-2. What joins them is state.ckpt, which the plugin replaces as a
+whole after every validation: an attempt goes on from there, exactly, and what the one before it
+wrote after that, or half wrote, is not looked at.
 """
 
 import functools
@@ -19,24 +20,30 @@ import sacrebleu
 import torch
 import yaml
 from fetch import read_json, write_atomically
+from with_allennlp import is_whole
 
 LOGGED = re.compile(r"Step:\s+(\d+), .*Tokens per Sec:\s+(\d+)")
 STAMP = re.compile(r"^(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d+) ", re.MULTILINE)
 
 
 def train(config: Path, directory: Path, seed: int, overrides: dict[str, Any]) -> None:
-    if (directory / "trained").exists():
-        return
+    state = directory / "state.ckpt"
+    if is_whole(state):
+        if (directory / "trained").exists():
+            return
+    elif state.exists():
+        print(f"{state} is damaged: training starts anew")
+        state.unlink()
     settings = yaml.safe_load(config.read_text(encoding="utf-8"))
     settings["random_seed"] = seed
     for name, value in overrides.items():
         *sections, key = name.split(".")
         functools.reduce(dict.__getitem__, sections, settings)[key] = value
     earlier = attempts(directory)
+    for checkpoint in directory.glob("attempt-*/*.ckpt"):
+        checkpoint.unlink()
     settings["model_dir"] = str(directory / f"attempt-{len(earlier) + 1}")
-    checkpoints = [a / "latest.ckpt" for a in earlier if (a / "latest.ckpt").exists()]
-    if checkpoints:
-        settings["training"]["load_model"] = str(checkpoints[-1].resolve())
+    settings["training"]["state_file"] = str(state)
     directory.mkdir(parents=True, exist_ok=True)
     own = directory / "config.yaml"
     write_atomically(own, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
@@ -48,8 +55,16 @@ def evaluate(directory: Path) -> None:
     """Decodes dev and test with the checkpoint that was best on dev."""
     if (directory / "hypotheses.test").exists():
         return
+    weights = state_of(directory)["best_state"]
+    if weights is None:
+        raise FileNotFoundError(
+            f"{directory}: no best weights; training ended before its first validation "
+            "(training.validation_freq)"
+        )
+    best = directory / "best.ckpt"
+    torch.save({"model_state": weights}, best)
     settings = settings_of(directory)
-    settings["testing"]["load_model"] = str(best(directory))
+    settings["testing"]["load_model"] = str(best)
     own = directory / "test.yaml"
     write_atomically(own, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
     call("test", own, "--output-path", directory / "part")
@@ -73,21 +88,22 @@ def outcome(directory: Path) -> dict[str, Any]:
         )
         scores[f"{part}_bleu"] = bleu.corpus_score(hypotheses, [references]).score
     perplexities, attention = scored(directory)
-    history = [step for attempt in attempts(directory) for step in validations(attempt)]
     logged = [line for attempt in attempts(directory) for line in progress(attempt)]
-    checkpoint = attempts(directory)[-1] / "latest.ckpt"
-    state = torch.load(checkpoint, map_location="cpu", weights_only=False)
+    state = state_of(directory)
+    stats = state["stats_state"]
+    # where it ran, and how often it began, is no part of what ran
+    del settings["model_dir"], settings["training"]["state_file"]
     return {
         "metrics": scores
         | perplexities
         | {
-            "updates": state["stats_state"]["steps"],
-            "characters": state["stats_state"]["total_tokens"],
-            "best_step": int(best(directory).stem),
+            "updates": stats["steps"],
+            "characters": stats["total_tokens"],
+            "best_step": stats["best_ckpt_iter"],
             "train_chars_per_second": round(sum(line["rate"] for line in logged) / len(logged), 1),
             "parameters": sum(w.numel() for w in state["model_state"].values()),
         },
-        "history": history,
+        "history": validations(state["validations"]),
         "attention": attention,
         "data": read_json(source / "meta.json") | {"bleu": str(bleu.get_signature())},
         "config_sha256": records.sha256(json.dumps(settings, sort_keys=True)),
@@ -157,24 +173,16 @@ def settings_of(directory: Path) -> dict[str, Any]:
     return settings
 
 
-def best(directory: Path) -> Path:
-    """The checkpoint of the best score on dev: an attempt knows the best score before it, so that
-    the last one to have found a better one has it."""
-    found = [a / "best.ckpt" for a in attempts(directory) if (a / "best.ckpt").exists()]
-    if not found:
-        raise FileNotFoundError(
-            f"{directory}: no best.ckpt; training ended before its first validation "
-            "(training.validation_freq)"
-        )
-    return found[-1].resolve()
+def state_of(directory: Path) -> dict[str, Any]:
+    """What training ended with; see qrnn.joeynmt.resuming."""
+    state: dict[str, Any] = torch.load(directory / "state.ckpt", map_location="cpu")
+    return state
 
 
-def validations(attempt: Path) -> list[dict[str, float]]:
+def validations(report: str) -> list[dict[str, float]]:
     """Lines such as "Steps: 100\\tbleu: 1.5\\tppl: 9.1\\t..."; names as in the record."""
-    file = attempt / "validations.txt"
-    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
     steps = []
-    for line in lines:
+    for line in report.splitlines():
         fields = dict(field.split(": ") for field in line.split("\t") if ": " in field)
         steps.append({name.lower(): float(value) for name, value in fields.items()})
     return steps

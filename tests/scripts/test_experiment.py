@@ -1,5 +1,6 @@
 import json
 import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
@@ -120,3 +121,20 @@ def test_an_interrupted_evaluation_is_repeated_and_the_training_is_not(commands)
     commands.dies_at = ""
     run()
     assert [call[0] for call in commands.called] == ["train", "evaluate", "evaluate"]
+
+
+@pytest.mark.parametrize(
+    ("status", "text"),
+    [(-9, "was killed by signal 9, perhaps out of memory"), (3, "ended with exit status 3")],
+)
+def test_what_failed_and_how_is_said(commands, monkeypatch, status, text):
+    def call(*arguments):
+        raise subprocess.CalledProcessError(status, ["allennlp", "train"])
+
+    monkeypatch.setattr(with_allennlp, "call", call)
+    command = ["experiment.py", "imdb", "configs/imdb.jsonnet", "--row", "k2"]
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(SystemExit) as ended:
+        experiment.main()
+    said = f"error: allennlp train {text}, see above; the same command continues it"
+    assert ended.value.code == said

@@ -55,17 +55,17 @@ def test_steps_run_in_order_and_only_once():
 
 
 def test_a_failure_stops_only_what_needs_it():
-    bad = step("bad", code="print('the disk is full'); raise SystemExit(3)")
+    bad = step("bad", code="print('it is broken'); raise SystemExit(3)")
     steps = [bad, step("after", "bad"), step("later", "after"), step("other")]
     outcomes = run(*steps)
-    assert outcomes["bad"] == Outcome("failed", "exit status 3: the disk is full")
+    assert outcomes["bad"] == Outcome("failed", "ended with exit status 3: it is broken")
     assert outcomes["after"] == Outcome("not started", "because of bad")
     assert outcomes["later"] == Outcome("not started", "because of after")
     assert outcomes["other"].state == "done" and not Path("after.done").exists()
     text = reproduce.summary(steps, outcomes, Path("logs"))
     assert "1 of 4 steps are done" in text and "logs/bad.log" in text
     assert reproduce.shown(bad) in text and "To continue: " in text
-    assert "the disk is full" in Path("logs/bad.log").read_text()
+    assert "it is broken" in Path("logs/bad.log").read_text()
 
 
 def test_a_step_that_is_killed_or_leaves_nothing_has_failed():
@@ -75,9 +75,31 @@ def test_a_step_that_is_killed_or_leaves_nothing_has_failed():
         Step("always", ("-c", ""), None),
     ]
     outcomes = run(*steps)
-    assert outcomes["killed"] == Outcome("failed", "killed by SIGKILL (out of memory?)")
+    assert outcomes["killed"] == Outcome("failed", "was killed by signal 9, perhaps out of memory")
     assert outcomes["nothing"] == Outcome("failed", "ended without nothing.done")
     assert outcomes["always"].state == "done"
+
+
+@pytest.mark.parametrize(
+    ("code", "text"),
+    [
+        ("open('/dev/full', 'wb', 0).write(b'it')", "ended with exit status 1: OSError"),
+        ("print('PytorchStreamWriter failed writing file data/0'); os.kill(os.getpid(), 6)", "6"),
+    ],
+)
+def test_a_full_disk_is_named(code, text):
+    outcomes = run(step("full", code=code))
+    assert outcomes["full"].detail.startswith("the disk is full; ")
+    assert text in outcomes["full"].detail
+    again = run(step("full", code="raise SystemExit(1)"))  # as the log says of another start
+    assert again["full"].detail.startswith("ended with exit status 1")
+
+
+def test_a_step_that_cannot_be_started_stops_nothing_else():
+    cannot = Step("cannot", ("-c", "\0"), Path("cannot.done"))
+    outcomes = run(cannot, step("a"), step("b", "a"), environments=[{}, {}])
+    assert outcomes["cannot"] == Outcome("failed", "ValueError: embedded null byte")
+    assert outcomes["a"].state == outcomes["b"].state == "done"
 
 
 def test_each_gpu_has_one_step_at_a_time():
@@ -199,6 +221,15 @@ def test_other_vectors_are_a_row_of_their_own():
     overrides = json.loads(found.command[found.command.index("--overrides") + 1])
     assert overrides["vocabulary.pretrained_file"] == "data/vectors/kumo-6B.50d.txt.gz"
     assert overrides["model.seq2vec_encoder.input_size"] == 50
+
+
+def test_what_runs_at_the_same_time(monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    assert reproduce.places(options("full"), []) == [{}]
+    assert reproduce.places(options("cpu"), []) == [{"CUDA_VISIBLE_DEVICES": ""}]
+    assert reproduce.places(options("quick"), []) == [{"OMP_NUM_THREADS": "1"}] * 2
+    gpus = [{"CUDA_VISIBLE_DEVICES": gpu} for gpu in ("0", "3")]
+    assert reproduce.places(options("full"), ["0", "3"]) == gpus
 
 
 def test_estimates_come_from_a_record_of_the_same_row_first():

@@ -24,7 +24,10 @@ LOG = (
 
 
 class Commands:
-    """Stands for `joeynmt`: notes what is called, and leaves the files that it would leave."""
+    """Stands for `joeynmt`: notes what is called, and leaves the files that it would leave.
+
+    Each training finds a better model at a step of its own, 100, 200, ...
+    """
 
     def __init__(self) -> None:
         self.called: list[str] = []
@@ -38,17 +41,18 @@ class Commands:
             n = len(self.called)
             folder.mkdir(parents=True)
             (folder / "train.log").write_text(LOG.format(9 + n, 100 * n, 1000 * n))
-            state = {"model_state": {"w": torch.zeros(3, 5)}}
-            state["stats_state"] = {"steps": 100 * n, "total_tokens": 7 * n}
-            torch.save(state, folder / f"{100 * n}.ckpt")
-            (folder / "latest.ckpt").symlink_to(f"{100 * n}.ckpt")
-            (folder / "best.ckpt").symlink_to(f"{100 * n}.ckpt")
-            (folder / "validations.txt").write_text(
-                f"Steps: {100 * n}\tbleu: {n}.50000\tppl: 9.00000\tLR: 0.00100000\t*\n"
-            )
+            file = Path(settings["training"]["state_file"])
+            before = torch.load(file)["validations"] if file.exists() else ""
+            line = f"Steps: {100 * n}\tbleu: {n}.50000\tppl: 9.00000\tLR: 0.00100000\t*\n"
+            stats = {"steps": 100 * n + 7, "total_tokens": 7 * n, "best_ckpt_iter": 100 * n}
+            state = {"model_state": {"w": torch.zeros(3, 5)}, "stats_state": stats}
+            state |= {"validations": before + line, "best_state": {"w": torch.ones(3, 5)}}
+            torch.save(state, file)
+            (folder / "100.ckpt").write_bytes(b"half of a check")
             self.die("train")
         else:
-            assert settings["testing"]["load_model"].endswith(".ckpt")
+            [weights] = torch.load(settings["testing"]["load_model"])["model_state"].values()
+            assert torch.equal(weights, torch.ones(3, 5))
             prefix = Path(options[1])
             Path(f"{prefix}.dev").write_text("\n".join(REFERENCES) + "\n")
             self.die("test")
@@ -85,7 +89,9 @@ def test_a_run_ends_in_a_record(commands):
     record = run()
     records.check(record, "record")
     settings = yaml.safe_load(Path("runs/iwslt-qrnn-seed3/config.yaml").read_text())
-    assert settings["random_seed"] == 3 and settings["training"] == {"epochs": 1}
+    state_file = "runs/iwslt-qrnn-seed3/state.ckpt"
+    assert settings["random_seed"] == 3
+    assert settings["training"] == {"epochs": 1, "state_file": state_file}
     assert settings["data"]["src"]["lang"] == "nl" and settings["use_cuda"] is False
     metrics = record["metrics"]
     assert metrics["dev_bleu"] == pytest.approx(100) and 0 < metrics["test_bleu"] < 60
@@ -94,7 +100,7 @@ def test_a_run_ends_in_a_record(commands):
         and metrics["characters"] == 7
         and metrics["train_chars_per_second"] == 1000
     )
-    assert metrics["updates"] == metrics["best_step"] == 100
+    assert metrics["updates"] == 107 and metrics["best_step"] == 100
     assert record["history"] == [{"steps": 100, "bleu": 1.5, "ppl": 9, "lr": 0.001}]
     assert record["wall_seconds"] == 10.5
     assert record["data"]["official"] is False and "tok:13a" in record["data"]["bleu"]
@@ -105,11 +111,15 @@ def test_an_interrupted_training_goes_on_in_a_new_attempt(commands):
     commands.dies_at = {"train"}
     with pytest.raises(subprocess.CalledProcessError):
         run()
-    record = run()
     folder = Path("runs/iwslt-qrnn-seed3")
-    settings = yaml.safe_load((folder / "config.yaml").read_text())
+    undisturbed = with_joeynmt.settings_of(folder)
+    record = run()
+    settings = with_joeynmt.settings_of(folder)
     assert settings["model_dir"].endswith("attempt-2")
-    assert Path(settings["training"]["load_model"]).samefile(folder / "attempt-1/100.ckpt")
+    assert not (folder / "attempt-1/100.ckpt").exists()
+    del undisturbed["model_dir"], undisturbed["training"]["state_file"]
+    text = json.dumps(undisturbed, sort_keys=True)
+    assert record["config_sha256"] == records.sha256(text)
     assert [step["steps"] for step in record["history"]] == [100, 200]
     assert record["metrics"]["best_step"] == 200
     assert record["metrics"]["train_chars_per_second"] == 1500
@@ -132,9 +142,25 @@ def test_an_interrupted_evaluation_is_repeated_and_the_training_is_not(commands)
     assert commands.called == ["train", "test", "test"]
 
 
+def test_a_damaged_state_is_not_used(commands, capsys):
+    """Not even where training has ended."""
+    run()
+    folder = Path("runs/iwslt-qrnn-seed3")
+    with open(folder / "state.ckpt", "r+b") as file:
+        file.truncate(700)
+    (folder / "hypotheses.test").unlink()
+    next(records.RESULTS.iterdir()).unlink()
+    record = run()
+    assert "state.ckpt is damaged: training starts anew" in capsys.readouterr().out
+    assert [step["steps"] for step in record["history"]] == [300]
+    assert commands.called == ["train", "test", "train", "test"]
+
+
 def test_a_training_without_a_validation_is_named(commands):
     run()
-    attempt = Path("runs/iwslt-qrnn-seed3/attempt-1")
-    (attempt / "best.ckpt").unlink()
+    folder = Path("runs/iwslt-qrnn-seed3")
+    state = torch.load(folder / "state.ckpt")
+    torch.save({**state, "best_state": None}, folder / "state.ckpt")
+    (folder / "hypotheses.test").unlink()
     with pytest.raises(FileNotFoundError, match="validation_freq"):
-        with_joeynmt.best(attempt.parent)
+        with_joeynmt.evaluate(folder)
