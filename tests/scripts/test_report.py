@@ -177,12 +177,15 @@ def test_the_overview_has_of_each_task_the_row_that_is_best_on_dev(project):
     other = {"data": FULL["data"] | {"official": False, "note": "x"}, "row": "k2-other"}
     better = {"metrics": FULL["metrics"] | {"dev_accuracy": 1.0}}
     records.write(records.RESULTS, best | other | better)
+    records.write(records.RESULTS, RECORD | {"row": "best-small"})
     records.write(records.RESULTS, LANGUAGE)
     readme, page = rendered(project)
     row = (
         "| IMDb, accuracy in % | 50.00 | 91.4 | 88.36 | k2; official data; as published | nothing |"
     )
     assert row in readme and row in page
+    assert "| IMDb, accuracy in % | 87.12 | 91.4 | 88.36 | best-small; " in readme
+    assert "; changed | this project's own, two layers in both directions; 5,000" in readme
     assert "| Penn Treebank, perplexity | 117.9 | 78.3 | 108.86 | zoneout-small; " in readme
     assert "| IWSLT German-English, BLEU | - | 19.41 | 12.34 | no record yet | - | - |" in readme
 
