@@ -482,7 +482,7 @@ def test_every_number_of_the_page_links_to_its_record(pages, kind):
 def test_what_a_record_says_is_no_html(pages):
     page = Reader(pages["made-up"].read_text(encoding="utf-8"))
     told = [e for e in page.all("td") if "<script>alert(1)" in e["text"]]
-    assert len(told) == 3  # a note, a note on data, and a device
+    assert len(told) == 4  # a note, in the overview too, a note on data, and a device
     assert HOSTILE in told[0]["text"] and not page.all("script")
 
 
