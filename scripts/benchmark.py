@@ -8,18 +8,21 @@
     growth       how a layer's time grows with length, batch and units
     convolution  the layer's way to its pre-activations against two others
     translation  characters a second in training, QRNN and LSTM (needs joeynmt)
+    reviews      reviews a second in training, QRNN and LSTM (needs allennlp)
 
 All of them without a name. Every row's result is verified in float64 before it is timed. Times on a
 CPU appear as ratios only, of things that took turns on it. `make report` renders the records.
 """
 
 import argparse
+import copy
 import shlex
 import sys
 import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
@@ -29,6 +32,7 @@ import peers as neighbours
 import records
 import torch
 from timing import (
+    TOLERANCE,
     Call,
     Cpu,
     Cuda,
@@ -567,6 +571,60 @@ def translation(device: Device, seconds: float) -> Iterator[Row]:
         }
 
 
+REVIEWS = {"batch": 24, "length": 272, "words": 67_558}  # mean length, vocabulary of word2vec-imdb
+
+
+def reviews(device: Device, seconds: float) -> Iterator[Row]:
+    """Reviews a second, whole training steps, over the LSTM's: the models of IMDb's configs.
+
+    In float32, and as the callback "bfloat16_autocast" trains.
+    """
+    import qrnn.allennlp  # isort: skip  # noqa: F401  (before allennlp, which it mends)
+    from allennlp.common import Params
+    from allennlp.data import Vocabulary
+    from allennlp.models import Model
+    from allennlp.training.optimizers import Optimizer
+
+    B, T, words = REVIEWS.values()
+    vocabulary = Vocabulary()
+    vocabulary.add_tokens_to_namespace([str(n) for n in range(words - 2)], "tokens")
+    vocabulary.add_tokens_to_namespace(["neg", "pos"], "labels")
+    batch = {
+        "tokens": {"tokens": {"tokens": torch.randint(2, words, (B, T), device=device.kind)}},
+        "label": torch.randint(2, (B,), device=device.kind),
+    }
+    random_start = {"model.text_field_embedder.token_embedders.tokens.pretrained_file": None}
+    models, steps = {}, []
+    for name, config in (("QRNN", "imdb"), ("QRNN, k = 4", "imdb_k4"), ("LSTM", "imdb_lstm")):
+        params = Params.from_file(f"configs/{config}.jsonnet", random_start)
+        model = models[name] = Model.from_params(params["model"], vocab=vocabulary).to(device.kind)
+        wide = copy.deepcopy(model).double().eval()
+        found, expected = (m(**batch)["probs"].double() for m in (model.eval(), wide))
+        if not (off := (found - expected).abs().max()) <= TOLERANCE[torch.float32]:
+            raise WrongResult(f"{name}: its probabilities are off by {off:.1e}")
+        parameters = list(model.train().named_parameters())
+        rmsprop = Optimizer.from_params(params["trainer"]["optimizer"], model_parameters=parameters)
+
+        def step(dtype: torch.dtype, model: nn.Module = model, rmsprop: Any = rmsprop) -> None:
+            rmsprop.zero_grad()
+            with torch.autocast(device.kind, dtype, enabled=dtype != torch.float32):
+                loss = model(**batch)["loss"]
+            loss.backward()
+            rmsprop.step()
+
+        steps.append(step)
+    for dtype in (torch.float32, torch.bfloat16):
+        times = race(device, [[partial(step, dtype)] for step in steps], seconds)
+        for (name, model), spent in zip(models.items(), times, strict=True):
+            yield {
+                "model": name,
+                "parameters": sum(p.numel() for p in model.parameters()),
+                "dtype": str(dtype).removeprefix("torch."),
+                "speed_over_lstm": ratio(times[-1], spent),
+                **device.milliseconds(ms=spent),
+            }
+
+
 WAYS: dict[str, Function] = {"accumulated": accumulated, "conv2d": conv2d}
 
 SUITES: dict[str, Callable[[Device, float], Iterator[Row]]] = {
@@ -578,6 +636,7 @@ SUITES: dict[str, Callable[[Device, float], Iterator[Row]]] = {
     "growth": growth,
     "convolution": convolution,
     "translation": translation,
+    "reviews": reviews,
 }
 
 
@@ -598,8 +657,8 @@ def main() -> None:
         parser.error("--device cuda: torch sees no GPU")
     device: Device = Cuda() if arguments.device == "cuda" else Cpu()
     cannot = set() if device.kind == "cuda" else {"memory"}
-    if find_spec("joeynmt") is None:
-        cannot.add("translation")
+    needs = {"translation": "joeynmt", "reviews": "allennlp"}
+    cannot |= {suite for suite, package in needs.items() if find_spec(package) is None}
     suites = arguments.suites or [name for name in SUITES if name not in cannot]
     failed = [name for name in suites if not measured(name, device, arguments)]
     if failed:

@@ -103,6 +103,12 @@ def translation(rows: Rows) -> list[Part]:
     return [flat(text, shown, ["model", "parameters", "speed_over_lstm", "ms"])]
 
 
+def reviews(rows: Rows) -> list[Part]:
+    text = "Reviews a second in training, as multiples of the LSTM's"
+    shown = [row | {"parameters": f"{row['parameters']:,}"} for row in rows]
+    return [flat(text, shown, ["model", "parameters", "dtype", "speed_over_lstm", "ms"])]
+
+
 def start(rows: Rows) -> list[Part]:
     text = "Perplexity in training and on validation; the last epoch at a quarter of the rate"
     measured = ("train_perplexity", "valid_perplexity")
@@ -144,6 +150,7 @@ def scan_plot(rows: Rows) -> tuple[str, str]:
 
 SECTIONS: dict[str, tuple[str, Callable[[Rows], list[Part]]]] = {
     "bench-translation": ("Speed of translation models in training, 4 x 320", translation),
+    "bench-reviews": ("Speed of IMDb's classifiers in training, 4 x 256", reviews),
     "bench-figure4": ("Speed: QRNN layer over nn.LSTM, 320 units", figure4),
     "bench-ptb-step": (
         "A language model's training step: two layers, 640 units, 20 x 105",

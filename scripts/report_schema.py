@@ -63,6 +63,12 @@ TABLES: dict[str, Mapping[str, Kind]] = {
     },
     "bench-growth": {"varies": TEXT, "factor": NUMBER, "ratio": NUMBER},
     "bench-translation": {"model": TEXT, "parameters": NUMBER, "speed_over_lstm": NUMBER},
+    "bench-reviews": {
+        "model": TEXT,
+        "parameters": NUMBER,
+        "dtype": TEXT,
+        "speed_over_lstm": NUMBER,
+    },
     "bench-convolution": {
         **dict.fromkeys(("dtype", "mode", "way"), TEXT),
         **dict.fromkeys(("kernel", "inputs", "length", "batch", "ratio"), NUMBER),
