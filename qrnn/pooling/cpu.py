@@ -9,7 +9,7 @@ threading layers abort the process when two Python threads enter them at once.
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from itertools import pairwise
@@ -258,6 +258,25 @@ def _recurrence(lo, hi, j0, j1, f, x, h0, reverse, h):
             last = out
 
 
+@_jit
+def _recurrence_backward(lo, hi, j0, j1, grad_h, f, h0, h, reverse, grad_f, grad_x, grad_h0):
+    T = f.shape[0]
+    g = np.empty(j1 - j0, h0.dtype)
+    for b in range(lo, hi):
+        g[:] = h0.dtype.type(0)
+        for s in range(T - 1, -1, -1):
+            t, before = (T - 1 - s, T - s) if reverse else (s, s - 1)
+            grad, keep = grad_h[t, b, j0:j1], f[t, b, j0:j1]
+            last = h[before, b, j0:j1] if s > 0 else h0[b, j0:j1]
+            out_f, out_x = grad_f[t, b, j0:j1], grad_x[t, b, j0:j1]
+            for j in range(j1 - j0):
+                at_step = g[j] + grad[j]
+                out_x[j] = at_step
+                out_f[j] = at_step * last[j]
+                g[j] = at_step * keep[j]
+        grad_h0[b, j0:j1] = g
+
+
 @cache
 def _threads(process: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="qrnn")
@@ -351,7 +370,7 @@ def pool(
 
 def pool_backward(
     grad_h: Tensor,
-    grad_c_n: Tensor,
+    grad_c_n: Tensor | None,
     gates: Tensor,
     c0: Tensor | None,
     lengths: Tensor | None,
@@ -370,7 +389,7 @@ def pool_backward(
         _backward,
         call.array(cells.view(call.shape)),
         call.array(grad_h.reshape(call.shape)),
-        call.array(grad_c_n),
+        call.array(gates.new_zeros(D, B, H) if grad_c_n is None else grad_c_n),
         grad_gates.numpy(),
         grad_c0.numpy(),
     )
@@ -378,10 +397,29 @@ def pool_backward(
 
 
 def linear_recurrence(f: Tensor, x: Tensor, h0: Tensor, reverse: bool) -> Tensor:
-    """See `operator.linear_recurrence`."""
-    wide = torch.float64 if f.dtype == torch.float64 else torch.float32
-    T, B, H = f.shape
-    h = torch.empty(T, B, H, dtype=wide)
-    arrays = [v.detach().to(wide).contiguous().numpy() for v in (f, x, h0)]
-    _launch(_recurrence, B, H, T * B * H, *arrays, reverse, h.numpy())
-    return h.to(f.dtype)
+    """See `functional.linear_recurrence`."""
+    h, *_ = _run_recurrence(_recurrence, (f, x, h0), reverse, [f.shape])
+    return h
+
+
+def linear_recurrence_backward(
+    grad_h: Tensor, f: Tensor, h0: Tensor, h: Tensor, reverse: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """See `operator`: the gradients at f, x and h0."""
+    shapes = [f.shape, f.shape, h0.shape]
+    grad_f, grad_x, grad_h0 = _run_recurrence(
+        _recurrence_backward, (grad_h, f, h0, h), reverse, shapes
+    )
+    return grad_f, grad_x, grad_h0
+
+
+def _run_recurrence(
+    kernel: Kernel, inputs: Sequence[Tensor], reverse: bool, shapes: Sequence[torch.Size]
+) -> list[Tensor]:
+    """The kernel's outputs of these shapes, from inputs the first of which is (T, B, H)."""
+    (T, B, H), dtype = inputs[0].shape, inputs[0].dtype
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    outputs = [torch.empty(shape, dtype=wide) for shape in shapes]
+    arrays = [v.detach().to(wide).contiguous().numpy() for v in inputs]
+    _launch(kernel, B, H, T * B * H, *arrays, reverse, *(v.numpy() for v in outputs))
+    return [v.to(dtype) for v in outputs]

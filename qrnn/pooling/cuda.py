@@ -24,7 +24,10 @@ TYPES = {
 }
 OLDEST_CUPY = 13
 POOLS = ("pool_summarise", "pool_forward", "pool_backward_summarise", "pool_backward")
-SCANS = ("carry", "recurrence_summarise", "recurrence")
+SCANS = (
+    *("carry", "recurrence_summarise", "recurrence"),
+    *("recurrence_backward_summarise", "recurrence_backward"),
+)
 BLOCK = 64  # threads; small, so that few columns still reach many multiprocessors
 COLUMNS_PER_SM = 512  # with this many, one multiprocessor has enough loads in flight
 LEAST_CHUNK = 64  # steps, a multiple of UNROLL
@@ -174,7 +177,7 @@ def pool(
 
 def pool_backward(
     grad_h: Tensor,
-    grad_c_n: Tensor,
+    grad_c_n: Tensor | None,
     gates: Tensor,
     c0: Tensor | None,
     lengths: Tensor | None,
@@ -188,8 +191,8 @@ def pool_backward(
     """See `operator.pool_backward`."""
     T, B = gates.shape[0] - abs(shift), gates.shape[1]
     D, H, template, drop = _options(gates, pooling, direction, seed, zoneout)
-    grad_h, grad_c_n, gates, cells = (v.contiguous() for v in (grad_h, grad_c_n, gates, cells))
-    c0 = None if c0 is None else c0.contiguous()
+    grad_h, gates, cells = grad_h.contiguous(), gates.contiguous(), cells.contiguous()
+    grad_c_n, c0 = (None if v is None else v.contiguous() for v in (grad_c_n, c0))
     grid = _Grid(gates, T, B, D, H, lengths, direction == "reverse", shift)
     states = grid.states(
         "pool_backward_summarise", template, drop, gates, grad_h, start=grad_c_n, backward=True
@@ -212,3 +215,19 @@ def linear_recurrence(f: Tensor, x: Tensor, h0: Tensor, reverse: bool) -> Tensor
     h = torch.empty_like(f)
     grid.run("recurrence", template, f, x, h0, states, h)
     return h
+
+
+def linear_recurrence_backward(
+    grad_h: Tensor, f: Tensor, h0: Tensor, h: Tensor, reverse: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """See `operator`: the gradients at f, x and h0."""
+    T, B, H = f.shape
+    grad_h, f, h0, h = (v.contiguous() for v in (grad_h, f, h0, h))
+    grid = _Grid(f, T, B, 1, H, None, reverse)
+    template = TYPES[f.dtype]
+    states = grid.states(
+        "recurrence_backward_summarise", template, f, grad_h, start=None, backward=True
+    )
+    grad_f, grad_x, grad_h0 = torch.empty_like(f), torch.empty_like(f), torch.empty_like(h0)
+    grid.run("recurrence_backward", template, f, h0, h, grad_h, states, grad_f, grad_x, grad_h0)
+    return grad_f, grad_x, grad_h0

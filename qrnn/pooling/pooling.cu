@@ -331,7 +331,7 @@ __global__ void pool_backward(Shape shape, Zoneout zoneout, const T* gates, cons
   u64 seed = DRAWN ? (u64)*zoneout.seed : 0;
   A first = c0 ? load(c0 + column.state(shape)) : A(0);
   A g = states ? states[blockIdx.y * column.columns + column.n]
-               : load(grad_c_n + column.state(shape));
+               : grad_c_n ? load(grad_c_n + column.state(shape)) : A(0);
   i64 place = column.place(chunk.end - 1), step = -column.step();
   i64 before = chunk.end - 1;  // steps before the one at `place`
   T* out = grad_gates;
@@ -451,4 +451,84 @@ __global__ void recurrence(Shape shape, const T* f, const T* x, const T* h0,
         h += step;
       }
   });
+}
+
+// ---- its backward: g_s = grad_h_s + f_(s+1) g_(s+1) is x's gradient, g_s h_(s-1) is f's
+
+template <typename T>
+__global__ void recurrence_backward_summarise(Shape shape, const T* f, const T* grad_h,
+                                              typename wide<T>::type* summary) {
+  typedef typename wide<T>::type A;
+  Column column(shape);
+  if (!column.exists()) return;
+  Chunk chunk(shape, column);
+  i64 place = column.place(chunk.end - 1), step = -column.step();
+  if (chunk.steps) {
+    f += place;
+    grad_h += place;
+  }
+  A factor = 1, addend = 0;
+  in_blocks(chunk.steps, [&](auto count) {
+    A factors[UNROLL], grads[UNROLL];
+    for (int u = 0; u < UNROLL; ++u)
+      if (u < count) {
+        factors[u] = load(f);
+        grads[u] = load(grad_h);
+        f += step;
+        grad_h += step;
+      }
+    for (int u = 0; u < UNROLL; ++u)
+      if (u < count) {
+        factor *= factors[u];
+        addend = factors[u] * (addend + grads[u]);
+      }
+  });
+  i64 at = blockIdx.y * column.columns + column.n;
+  summary[at] = factor;
+  summary[gridDim.y * column.columns + at] = addend;
+}
+
+template <typename T>
+__global__ void recurrence_backward(Shape shape, const T* f, const T* h0, const T* h,
+                                    const T* grad_h, const typename wide<T>::type* states,
+                                    T* grad_f, T* grad_x, T* grad_h0) {
+  typedef typename wide<T>::type A;
+  Column column(shape);
+  if (!column.exists()) return;
+  Chunk chunk(shape, column);
+  A first = load(h0 + column.state(shape));
+  A g = states ? states[blockIdx.y * column.columns + column.n] : A(0);
+  i64 place = column.place(chunk.end - 1), step = -column.step();
+  i64 before = chunk.end - 1;  // steps before the one at `place`
+  if (chunk.steps) {
+    f += place;
+    h += place;
+    grad_h += place;
+    grad_f += place;
+    grad_x += place;
+  }
+  in_blocks(chunk.steps, [&](auto count) {
+    A factors[UNROLL], grads[UNROLL], last[UNROLL];  // last: h before each step
+    int inside = before < UNROLL ? (int)before : UNROLL;
+    for (int u = 0; u < UNROLL; ++u)
+      if (u < count) {
+        factors[u] = load(f);
+        grads[u] = load(grad_h);
+        f += step;
+        grad_h += step;
+        h += step;
+        last[u] = u < inside ? load(h) : first;
+      }
+    for (int u = 0; u < UNROLL; ++u)
+      if (u < count) {
+        g += grads[u];
+        store(grad_x, g);
+        store(grad_f, g * last[u]);
+        g *= factors[u];
+        grad_x += step;
+        grad_f += step;
+      }
+    before -= UNROLL;
+  });
+  if (chunk.begin == 0) store(grad_h0 + column.state(shape), g);
 }

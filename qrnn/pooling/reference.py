@@ -121,7 +121,7 @@ def pool(
 
 def pool_backward(
     grad_h: Tensor,
-    grad_c_n: Tensor,
+    grad_c_n: Tensor | None,
     gates: Tensor,
     c0: Tensor | None,
     lengths: Tensor | None,
@@ -132,7 +132,9 @@ def pool_backward(
     zoneout: float,
     shift: int = 0,
 ) -> tuple[Tensor, Tensor]:
-    """The gradients at gates and c0; see `operator`. `cells` are all cells (h, for "f")."""
+    """The gradients at gates and c0; see `operator`. `cells` are all cells (h, for "f").
+
+    A `grad_c_n` of None is zero."""
     gate = _activate(gates, lengths, seed, pooling, direction, zoneout, shift)
     z, f, update, o, i, valid = gate.z, gate.sigmoid_f, gate.update, gate.o, gate.i, gate.valid
     T, B, D, H = z.shape
@@ -141,9 +143,10 @@ def pool_backward(
         grad_h = grad_h.where(valid, 0)
     grad_new = grad_h if o is None else grad_h * o
     start = z.new_zeros(D, B, H) if c0 is None else _widen(c0)
+    end = torch.zeros_like(start) if grad_c_n is None else _widen(grad_c_n)
     grad_cells, before, grad_start = [], [], []
     for d in range(D):
-        g, column = _widen(grad_c_n)[d], []
+        g, column = end[d], []
         order = list(_order(T, direction, d))
         for t in reversed(order):
             at_step = grad_new[t, :, d] + g
@@ -199,3 +202,22 @@ def linear_recurrence(f: Tensor, x: Tensor, h0: Tensor, reverse: bool) -> Tensor
         h = f[t] * h + x[t]
         out.append(h)
     return torch.stack(out[::-1] if reverse else out).to(f.dtype) if T else x.clone()
+
+
+def linear_recurrence_backward(
+    grad_h: Tensor, f: Tensor, h0: Tensor, h: Tensor, reverse: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients at f, x and h0."""
+    T = f.shape[0]
+    g, grad_f, grad_x = _widen(torch.zeros_like(h0)), [], []
+    for t in range(T) if reverse else range(T - 1, -1, -1):
+        g = grad_h[t] + g
+        before = t + 1 if reverse else t - 1
+        grad_f.append(g * (h[before] if 0 <= before < T else h0))
+        grad_x.append(g)
+        g = f[t] * g
+    if not T:
+        return f.clone(), f.clone(), g.to(f.dtype)
+    order = slice(None) if reverse else slice(None, None, -1)
+    at_f, at_x = (torch.stack(grads[order]).to(f.dtype) for grads in (grad_f, grad_x))
+    return at_f, at_x, g.to(f.dtype)

@@ -52,7 +52,8 @@ void run(void (*kernel)(P...), long long gx, long long gy, long long block, void
 #define TYPE(T)                                                     \
   POOL(T, 2, false) POOL(T, 3, false) POOL(T, 4, false)             \
   POOL(T, 2, true) POOL(T, 3, true) POOL(T, 4, true)                \
-  CASE(carry<T>) CASE(recurrence_summarise<T>) CASE(recurrence<T>)
+  CASE(carry<T>) CASE(recurrence_summarise<T>) CASE(recurrence<T>)  \
+  CASE(recurrence_backward_summarise<T>) CASE(recurrence_backward<T>)
 
 // Arguments as pointers to their values, as cuLaunchKernel takes them. 1: no such kernel.
 extern "C" int launch(const char* name, long long gx, long long gy, long long block, void** p) {

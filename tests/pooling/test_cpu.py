@@ -300,6 +300,13 @@ class TestLinearRecurrence:
             got = cpu.linear_recurrence(f, x, h0, reverse)
             assert got.dtype == dtype and got.shape == (T, B, H)
             check_error("h", got, same, truth)
+            inputs = (torch.randn(T, B, H).to(dtype), f, h0, got)
+            truths = reference.linear_recurrence_backward(*(v.double() for v in inputs), reverse)
+            sames = reference.linear_recurrence_backward(*inputs, reverse)
+            grads = cpu.linear_recurrence_backward(*inputs, reverse)
+            for name, grad, same, truth in zip("fx0", grads, sames, truths, strict=True):
+                assert grad.dtype == dtype and grad.shape == truth.shape
+                check_error(name, grad, same, truth)
 
     def test_inf_and_nan_go_through(self) -> None:
         f, x = torch.full((4, 1, 17), 0.5), torch.ones(4, 1, 17)
@@ -330,6 +337,9 @@ class TestThreads:
             results = run(cpu, case, dtype)
             start = torch.zeros(shape[1:], dtype=dtype)
             results["scan"] = cpu.linear_recurrence(*scans, start, False)
+            results["scan backward"] = torch.stack(
+                cpu.linear_recurrence_backward(*scans, start, results["scan"], False)[:2]
+            )
             runs.append(results)
         for other in runs[1:]:
             for name, value in runs[0].items():

@@ -105,6 +105,8 @@ def test_the_kernels_are_the_reference(cuda, dtype, direction, pooling, with_len
         cells = expected[0] if pooling == "f" else expected[1]
         backward = (grad_h, grad_c_n, *inputs, cells, *options)
         agree(cuda.pool_backward(*backward), reference.pool_backward(*backward), dtype)
+        backward = (grad_h, None, *backward[2:])
+        agree(cuda.pool_backward(*backward), reference.pool_backward(*backward), dtype)
     chunks = {grid[1] for _, grid in cuda.launched}
     assert chunks == ({1} if T < 100 else {1, 4})  # carry runs in one
 
@@ -126,6 +128,10 @@ def test_the_linear_recurrence(cuda, dtype, T, reverse):
     )
     expected = reference.linear_recurrence(f, x, h0, reverse)
     agree([cuda.linear_recurrence(f, x, h0, reverse)], [expected], dtype)
+    backward = (torch.randn(T, 2, 40).to(dtype), f, h0, expected, reverse)
+    got = cuda.linear_recurrence_backward(*backward)
+    agree(got, reference.linear_recurrence_backward(*backward), dtype)
+    assert {grid[1] for _, grid in cuda.launched} == ({1} if T < 300 else {1, 5})
 
 
 def test_special_values_go_through(cuda):
@@ -172,6 +178,8 @@ def test_compiles_for_the_gpu_without_spilling_registers(tmp_path, architecture)
             f"carry<{T}>": ["i64", read, f"{wide}*", "int"],
             f"recurrence_summarise<{T}>": [read, read, f"{wide}*"],
             f"recurrence<{T}>": [*[read] * 3, f"const {wide}*", f"{T}*"],
+            f"recurrence_backward_summarise<{T}>": [read, read, f"{wide}*"],
+            f"recurrence_backward<{T}>": [*[read] * 4, f"const {wide}*", *[f"{T}*"] * 3],
         }
         for G, drawn in itertools.product(reference.GATES.values(), ("false", "true")):
             written, arguments = [f"{T}*"] * 3, f"<{T}, {G}, {drawn}>"

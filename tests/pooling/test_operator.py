@@ -1,4 +1,5 @@
 import shutil
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +10,7 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.library import opcheck
 
 from qrnn import QRNN, QRNNState, f_pool, fo_pool, ifo_pool, linear_recurrence
-from qrnn.pooling import operator
+from qrnn.pooling import cpu, operator
 
 GATES = {"f": 2, "fo": 3, "ifo": 4}
 POOLS: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
@@ -76,12 +77,19 @@ class TestOpcheck:
             torch.ops.qrnn.pool_backward.default,
             (*grads, gates, c0, lengths, seed, kept.detach(), *options),
         )
+        opcheck(
+            torch.ops.qrnn.pool_backward.default,
+            (grads[0], None, gates, c0, lengths, seed, kept.detach(), *options),
+        )
 
     @pytest.mark.parametrize("shape", [(3, 2, 4), (0, 2, 4), (1, 1, 1)])
     @pytest.mark.parametrize("reverse", [False, True])
     def test_linear_recurrence(self, reverse: bool, shape: tuple[int, int, int]) -> None:
         args = (leaf(*shape), leaf(*shape), leaf(*shape[1:]), reverse)
         opcheck(torch.ops.qrnn.linear_recurrence.default, args)
+        f, x, h0 = (v.detach() for v in args[:3])
+        backward = torch.ops.qrnn.linear_recurrence_backward.default
+        opcheck(backward, (x, f, h0, torch.randn_like(x), reverse))
 
 
 class TestGradients:
@@ -171,6 +179,27 @@ class TestGradients:
         grads = torch.autograd.grad(h.sum(), leaves)
         assert [g.shape for g in grads] == [v.shape for v in leaves]
         assert not grads[2].any()
+
+    def test_backward_is_given_no_zeros_for_what_was_not_used(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """They would have to be written, and to be read."""
+        given = []
+
+        def pool_backward(grad_h: Tensor, grad_c_n: Tensor | None, *rest: Any) -> Any:
+            given.append(grad_c_n)
+            return cpu.pool_backward(grad_h, grad_c_n, *rest)
+
+        backend = types.SimpleNamespace(pool=cpu.pool, pool_backward=pool_backward)
+        monkeypatch.setattr(operator, "_backend", lambda device: backend)
+        h, c_n = fo_pool(leaf(3, 2, 6))
+        h.sum().backward(retain_graph=True)
+        (h.sum() + c_n.sum()).backward()
+        assert given[0] is None and given[1].shape == c_n.shape
+
+    def test_the_cells_themselves_have_no_gradient(self) -> None:
+        _, cells, _ = operator.pool(leaf(3, 2, 6), None, None, None, "fo", "forward", 0.0, True)
+        assert not cells.requires_grad
 
     def test_expanded_gradient(self) -> None:
         """sum() hands back one number expanded to the whole shape."""

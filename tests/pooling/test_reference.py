@@ -293,6 +293,19 @@ class TestLinearRecurrence:
         got = reference.linear_recurrence(f, x, h0, reverse)
         torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
 
+    @pytest.mark.parametrize("reverse", [False, True])
+    @pytest.mark.parametrize("T", [0, 1, 6])
+    def test_its_gradients_are_autograds(self, T: int, reverse: bool) -> None:
+        leaves = [torch.rand(T, 2, 3, dtype=WIDE), *(torch.randn(T, 2, 3, dtype=WIDE) for _ in "x")]
+        leaves = [v.requires_grad_() for v in (*leaves, torch.randn(2, 3, dtype=WIDE))]
+        h = reference.linear_recurrence(*leaves, reverse)
+        grad_h = torch.randn_like(h)
+        want = torch.autograd.grad(h, leaves, grad_h, materialize_grads=True)
+        f, _, h0 = (v.detach() for v in leaves)
+        got = reference.linear_recurrence_backward(grad_h, f, h0, h.detach(), reverse)
+        for a, b in zip((got[0], got[1], got[2]), want, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
     def test_16_bit_types_accumulate_in_float32(self, dtype: torch.dtype) -> None:
         f = torch.rand(50, 2, 3).to(dtype)
@@ -300,6 +313,11 @@ class TestLinearRecurrence:
         got = reference.linear_recurrence(f, x, h0, False)
         want = reference.linear_recurrence(f.float(), x.float(), h0.float(), False)
         assert got.dtype == dtype and torch.equal(got, want.to(dtype))
+        inputs = (x, f, h0, got)
+        grads = reference.linear_recurrence_backward(*inputs, False)
+        wide = reference.linear_recurrence_backward(*(v.float() for v in inputs), False)
+        for a, b in zip(grads, wide, strict=True):
+            assert torch.equal(a, b.to(dtype))
 
 
 @pytest.mark.parametrize("T", [0, 1, 9])
