@@ -205,13 +205,13 @@ class QRNNLayer(nn.Module):
     def _last_output(self, output: Tensor, h0: Tensor | None, lengths: Tensor | None) -> Tensor:
         """(D, B, H): each direction's output at the last valid step it came to; h0 if none."""
         T, B, D, H = *output.shape[:2], self.directions, self.hidden_size
-        if h0 is None:
-            h0 = output.new_zeros(D, B, H)
         if not T:
-            return h0
+            return output.new_zeros(D, B, H) if h0 is None else h0
         ends = [output[-1, :, :H], output[0, :, H:]][:D]
         if lengths is None:
             return torch.stack(ends)
+        if h0 is None:
+            h0 = output.new_zeros(D, B, H)
         ends[0] = output[(lengths - 1).clamp(min=0), torch.arange(B, device=output.device), :H]
         return torch.stack(ends).where((lengths > 0)[:, None], h0)
 
@@ -467,7 +467,9 @@ class QRNN(nn.Module):
             if n + 1 < len(layers):
                 dropped = F.dropout(output, self.dropout, self.training)
                 x = torch.cat([x, dropped], -1) if self.dense else dropped
-        h_n, c_n = torch.cat([s[0] for s in states]), torch.cat([s[1] for s in states])
+        h_n, c_n = states[0][:2]
+        if len(states) > 1:
+            h_n, c_n = torch.cat([s[0] for s in states]), torch.cat([s[1] for s in states])
         windows = [window for s in states if isinstance(s, QRNNState) for window in s.window]
         if isinstance(state, QRNNState):
             return output, QRNNState(h_n, c_n, tuple(windows))

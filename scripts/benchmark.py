@@ -263,8 +263,8 @@ def scan(device: Device, seconds: float) -> Iterator[Row]:
 
     Must: every input read once and every output written once. With N = T * B * H elements that is
     4 N for the fo pool from its pre-activations (3 N) to h, 5 N when it also writes the cells,
-    8 N for its backward (pre-activations, cells and gradient in, gradient of 3 N out), and 3 N
-    for linear_recurrence. A copy reads and writes each byte once. float32.
+    8 N for its backward (pre-activations, cells and gradient in, gradient of 3 N out), 3 N for
+    linear_recurrence, and 5 N for its backward. A copy reads and writes each byte once. float32.
     """
     source = torch.randn(device.copied // 4, device=device.kind)
     target = torch.empty_like(source)
@@ -295,6 +295,9 @@ def scan_inputs(device: Device, kind: str, T: int, B: int, H: int) -> list[tuple
     if kind == "linear_recurrence":
         sets = rotation(device, [shape, shape], torch.float32)
         return [(f.sigmoid_(), x) for f, x in sets]
+    if kind == "linear_recurrence backward":
+        sets = rotation(device, [shape] * 3, torch.float32)
+        return [(grad, f.sigmoid_(), h) for grad, f, h in sets]
     if kind == "pool backward":
         sets = rotation(device, [shape, gates], torch.float32)
         return [(grad, gates, pool(gates, True)[1]) for grad, gates in sets]
@@ -306,9 +309,8 @@ def pool(gates: Tensor, keep_cells: bool) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def pool_backward(grad: Tensor, gates: Tensor, cells: Tensor) -> Tensor:
-    last = grad.new_zeros(1, *grad.shape[1:])
     gradients: tuple[Tensor, Tensor] = torch.ops.qrnn.pool_backward.default(
-        grad, last, gates, None, None, None, cells, "fo", "forward", 0.0
+        grad, None, gates, None, None, None, cells, "fo", "forward", 0.0
     )
     return gradients[0]
 
@@ -318,11 +320,26 @@ def pool_backward64(grad: Tensor, gates: Tensor, _: Tensor) -> Tensor:
         return torch.autograd.grad(pool64(gates.requires_grad_()), gates, grad)[0]
 
 
+def scan_backward(grad: Tensor, f: Tensor, h: Tensor) -> Tensor:
+    start = torch.zeros_like(h[0])
+    gradients: tuple[Tensor, ...] = torch.ops.qrnn.linear_recurrence_backward.default(
+        grad, f, start, h, False
+    )
+    return gradients[0]
+
+
+def scan_backward64(grad: Tensor, f: Tensor, h: Tensor) -> Tensor:
+    after, before = torch.zeros_like(f), torch.zeros_like(h)
+    after[:-1], before[1:] = f[1:], h[:-1]
+    return before * scan64(after.flip(0), grad.flip(0)).flip(0)
+
+
 SCANS: dict[str, tuple[int, Function, Function]] = {  # elements to move per N, function, oracle
     "pool": (4, lambda gates: pool(gates, False)[0], pool64),
     "pool, cells kept": (5, lambda gates: pool(gates, True)[0], pool64),
     "pool backward": (8, pool_backward, pool_backward64),
     "linear_recurrence": (3, linear_recurrence, scan64),
+    "linear_recurrence backward": (5, scan_backward, scan_backward64),
 }
 
 

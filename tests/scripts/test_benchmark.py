@@ -78,7 +78,7 @@ def main(monkeypatch, tmp_path):
     return run
 
 
-ROWS = {"figure4": 8, "ptb-step": 8, "scan": 16, "peers": 5, "memory": 2, "growth": 12}
+ROWS = {"figure4": 8, "ptb-step": 8, "scan": 20, "peers": 5, "memory": 2, "growth": 12}
 ROWS |= {"convolution": 12, "translation": 3, "reviews": 6}
 
 
