@@ -328,6 +328,10 @@ def test_every_suite_has_its_section_in_reports_only(project):
         "peers": peers(),
         "memory": [size | {"ours_bytes": 2**20, "lstm_bytes": 3 << 19, "torchqrnn_bytes": 2**22}],
         "growth": [{"varies": "units", "value": 640, "factor": 2, "ratio": 3.456}],
+        "translation": [{"model": "QRNN", "parameters": 5_678, "speed_over_lstm": 4.321}],
+        "reviews": [
+            {"model": "LSTM", "parameters": 1_234, "dtype": "bfloat16", "speed_over_lstm": 1.0}
+        ],
         "convolution": [
             {"kernel": 2, "inputs": 320, "length": 9, "batch": 7, "dtype": "float32"}
             | {"mode": "forward", "way": "conv2d", "ratio": 0.951}
@@ -345,6 +349,8 @@ def test_every_suite_has_its_section_in_reports_only(project):
         "| batch | length | units | dtype | ours | nn.LSTM | as torchqrnn |",
         "| 8 | 9 | 7 | float32 | 1.0 | 1.5 | 4.0 |",
         "| units | 3.46 |",
+        "| QRNN | 5,678 | 4.321 |",
+        "| LSTM | 1,234 | bfloat16 | 1.0 |",
         "| kernel, inputs \\ length, batch, way | 9, 7, conv2d |",
         "| 2, 320 | 0.95 |",
         "](bench-scan-some-gpu.svg)",
