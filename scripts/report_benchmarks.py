@@ -116,6 +116,20 @@ def start(rows: Rows) -> list[Part]:
     return [flat(text, shown, ["weights", "forget_bias", "epoch", *measured])]
 
 
+def errors(rows: Rows) -> list[Part]:
+    text = "Wrong of 100 reviews of dev, by what they are"
+    together = "Reviews of dev, in %, by how many of these models are wrong"
+
+    def share(row: Row) -> str:
+        return f"{100 * row['wrong'] / row['reviews']:.1f}"
+
+    parts: list[Part] = []
+    for [by], cells in grouped(rows, "by"):
+        caption = together if cells[0]["model"] == "together" else f"{text}: {by}"
+        parts.append(pivot(caption, cells, ["model"], ["group"], share))
+    return parts
+
+
 def memory(rows: Rows) -> list[Part]:
     sizes = {"ours_bytes": "ours", "lstm_bytes": "nn.LSTM", "torchqrnn_bytes": "as torchqrnn"}
     shown = [
@@ -157,6 +171,7 @@ SECTIONS: dict[str, tuple[str, Callable[[Rows], list[Part]]]] = {
         ptb_step,
     ),
     "ptb-start": ("How the language model of PTB starts", start),
+    "imdb-errors": ("Where IMDb's classifiers are wrong", errors),
     "bench-scan": ("The recurrences alone", scan),
     "bench-peers": ("Other kernels for h_t = f_t h_(t-1) + x_t", peers),
     "bench-memory": ("Memory of a layer, forward and backward", memory),

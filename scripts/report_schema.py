@@ -48,6 +48,10 @@ TABLES: dict[str, Mapping[str, Kind]] = {
         "weights": TEXT,
         **dict.fromkeys(("forget_bias", "epoch", "train_perplexity", "valid_perplexity"), NUMBER),
     },
+    "imdb-errors": {
+        **dict.fromkeys(("model", "by", "group"), TEXT),
+        **{"reviews": POSITIVE, "wrong": NUMBER},
+    },
     "bench-scan": {
         "kind": TEXT,
         **dict.fromkeys(("columns", "length", "share"), NUMBER),
