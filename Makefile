@@ -49,7 +49,7 @@ bench: install  ## compare the speed with nn.LSTM, into reports/results
 # No installation: a GPU machine may have its own torch, and no network.
 gpu-check:  ## on a GPU: all CUDA tests, then the benchmarks; RESULTS=folder for the records
 	@export PYTHONPATH=.; python=$$([ -x .venv/bin/python ] && echo .venv/bin/python || echo $(PYTHON)); \
-	status=0; $$python -m pytest tests/test_gpu.py || status=1; \
+	status=0; $$python -m pytest -rs tests/test_gpu.py || status=1; \
 	$$python scripts/benchmark.py --device cuda --results "$(or $(RESULTS),reports/results)" || status=1; \
 	exit $$status
 
