@@ -186,8 +186,11 @@ class QRNNLayer(nn.Module):
             weight = torch.cat([forward, mirrored])
         else:
             padded = F.pad(x, (0, 0, 0, 0, left, right))
-        rows = steps + abs(self.shift)
-        windows = torch.cat([padded[j : j + rows] for j in range(k)], -1)
+        rows, taps = steps + abs(self.shift), padded
+        if autocasts(x.device) and x.dtype != torch.float64:
+            # as F.linear would, but of k times as much
+            taps = padded.to(torch.get_autocast_dtype(x.device.type))
+        windows = torch.cat([taps[j : j + rows] for j in range(k)], -1)
         return F.linear(windows, weight, self.bias), padded
 
     def check_streaming(self) -> None:

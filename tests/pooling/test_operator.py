@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 from torch.library import opcheck
+from torch.nn import functional as F
 
-from qrnn import QRNN, QRNNState, f_pool, fo_pool, ifo_pool, linear_recurrence
+from qrnn import QRNN, QRNNLayer, QRNNState, f_pool, fo_pool, ifo_pool, linear_recurrence
 from qrnn.pooling import cpu, operator
 
 GATES = {"f": 2, "fo": 3, "ifo": 4}
@@ -336,6 +337,20 @@ class TestAutocast:
         for parameter in rnn.parameters():
             assert parameter.grad is not None and parameter.grad.dtype == torch.float32
             assert parameter.grad.isfinite().all() and parameter.grad.any()
+
+    def test_windows_are_of_the_lower_type_and_the_product_is_the_same(self) -> None:
+        layer, x = QRNNLayer(6, 8, kernel_size=2), torch.randn(7, 3, 6)
+        before = torch.cat([torch.zeros(1, 3, 6), x[:-1]])
+        with self.autocast(), torch.profiler.profile(record_shapes=True) as profile:
+            gates, padded = layer.convolve(x)
+        with self.autocast():
+            want = F.linear(torch.cat([before, x], -1), layer.weight, layer.bias)
+        assert torch.equal(gates, want) and padded.dtype == torch.float32
+        copied = [e.input_shapes[0] for e in profile.events() if e.name == "aten::_to_copy"]
+        assert [8, 3, 6] in copied and [7, 3, 12] not in copied
+        with self.autocast():
+            gates, _ = layer.double().convolve(x.double())
+        assert gates.dtype == WIDE
 
     @pytest.mark.parametrize("dense", [False, True])
     def test_streaming(self, dense: bool) -> None:
