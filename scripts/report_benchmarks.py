@@ -104,7 +104,7 @@ def translation(rows: Rows) -> list[Part]:
 
 
 def reviews(rows: Rows) -> list[Part]:
-    text = "Reviews a second in training, as multiples of the LSTM's"
+    text = "Reviews a second in training, as multiples of the LSTM's in the same type"
     shown = [row | {"parameters": f"{row['parameters']:,}"} for row in rows]
     return [flat(text, shown, ["model", "parameters", "dtype", "speed_over_lstm", "ms"])]
 
