@@ -216,3 +216,24 @@ def test_the_parts_of_a_step_are_a_whole_step():
     scale = min(1.0, 10 / torch.stack([grad.norm() for grad in grads]).norm().item())
     for value, grad, old in zip(after, grads, start, strict=True):
         torch.testing.assert_close(value, old - 1e-3 * scale * grad)
+
+
+@pytest.mark.parametrize(("inputs", "units"), [(320, 320), (16, 320)])
+def test_a_layer_keeps_no_more_for_its_backward_than_torchqrnns(inputs, units):
+    """The most that a device holds is `bench memory`'s, on a GPU; what is kept is the same there."""
+    layer, x = QRNNLayer(inputs, units), torch.randn(20, 3, inputs)
+    weights = {value.untyped_storage().data_ptr() for value in (x, *layer.parameters())}
+    kept = []
+    for forward in (benchmark.output_of(layer), benchmark.composed(layer)):
+        storages = {}
+
+        def keep(value, storages=storages):
+            storage = value.untyped_storage()
+            storages[storage.data_ptr()] = storage.nbytes()
+            return value
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
+            output = forward(x)
+        kept.append(sum(size for place, size in storages.items() if place not in weights))
+        del output
+    assert 0 < kept[0] <= kept[1]
