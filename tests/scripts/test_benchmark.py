@@ -220,7 +220,7 @@ def test_the_parts_of_a_step_are_a_whole_step():
 
 @pytest.mark.parametrize(("inputs", "units"), [(320, 320), (16, 320)])
 def test_a_layer_keeps_no_more_for_its_backward_than_torchqrnns(inputs, units):
-    """The most that a device holds is `bench memory`'s, on a GPU; what is kept is the same there."""
+    """The most that a device holds is for `bench memory` on a GPU; what is kept is the same."""
     layer, x = QRNNLayer(inputs, units), torch.randn(20, 3, inputs)
     weights = {value.untyped_storage().data_ptr() for value in (x, *layer.parameters())}
     kept = []
