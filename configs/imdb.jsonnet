@@ -4,7 +4,7 @@
 //   allennlp evaluate runs/imdb/model.tar.gz data/imdb/test.jsonl
 //
 // Cost: half an hour to an hour an epoch on one or two CPU cores, the shorter with the callback
-// "bfloat16_autocast", and up to 12 GB of memory. Expect: the paper has 91.4 % on test with k = 2 and
+// "bfloat16_autocast", and up to 16 GB of memory. Expect: the paper has 91.4 % on test with k = 2 and
 // 91.1 % with k = 4 in the first layer (imdb_k4.jsonnet), from GloVe 840B vectors; here two epochs
 // from the stand-in of imdb_word2vec.jsonnet gave 91.8 % (record imdb-k2-cpu-word2vec-imdb-300d-seed1).
 //
