@@ -88,6 +88,7 @@ def predicted(run: Path) -> tuple[list[str], list[int], list[float]]:
     """Of each review of the development part: id, tokens, and the probability of its true label."""
     cuda_device = 0 if torch.cuda.is_available() else -1
     loaded = load_archive(run / "model.tar.gz", cuda_device=cuda_device)
+    loaded.model.eval()
     file = Path(loaded.config["validation_data_path"])
     with file.open(encoding="utf-8") as lines:
         ids = [json.loads(line)["id"] for line in lines]

@@ -16,7 +16,7 @@ SMALL = {
     "vocabulary.min_count": None,
     "vocabulary.pretrained_file": None,
     "model.seq2vec_encoder.hidden_size": 4,
-    "model.seq2vec_encoder.num_layers": 1,
+    "model.seq2vec_encoder.num_layers": 2,  # between them there is dropout
     "model.seq2vec_encoder.input_size": 6,
     "model.text_field_embedder.token_embedders.tokens.embedding_dim": 6,
     "model.text_field_embedder.token_embedders.tokens.pretrained_file": None,
