@@ -25,6 +25,7 @@ from fetch import read_json, write_atomically
 
 FRAMEWORKS: dict[str, ModuleType] = {
     "imdb": with_allennlp,
+    "imdb-lm": with_allennlp,
     "iwslt": with_joeynmt,
     "ptb": with_allennlp,
 }

@@ -2,9 +2,9 @@
 
 Seq2SeqEncoder and Seq2VecEncoder "qrnn", Seq2VecEncoder "dense_lstm", TokenEmbedder and Vocabulary
 "word_vectors", Models "smoothed_classifier", "language_model" and "awd_language_model",
-DatasetReaders "imdb" and "token_stream", DataLoaders "token_stream" and "token_lines",
-TrainerCallbacks "run_file", "random_state", "bfloat16_autocast", "nt_asgd" and "rate_by_length",
-MovingAverage "exponential_average".
+DatasetReaders "imdb", "token_stream" and "review_stream", DataLoaders "token_stream" and
+"token_lines", TrainerCallbacks "run_file", "random_state", "bfloat16_autocast", "nt_asgd" and
+"rate_by_length", MovingAverage "exponential_average".
 """
 
 from qrnn.allennlp import compat
@@ -23,6 +23,7 @@ from qrnn.allennlp.encoders import (  # noqa: E402
 from qrnn.allennlp.language_model import LanguageModel  # noqa: E402
 from qrnn.allennlp.readers import ImdbReader  # noqa: E402
 from qrnn.allennlp.streams import (  # noqa: E402
+    ReviewStreamReader,
     TokenLineLoader,
     TokenStreamLoader,
     TokenStreamReader,
@@ -41,6 +42,7 @@ __all__ = [
     "QRNNSeq2VecEncoder",
     "RandomState",
     "RateByLength",
+    "ReviewStreamReader",
     "RunFile",
     "SmoothedClassifier",
     "TokenLineLoader",

@@ -4,12 +4,13 @@ T steps, B rows of the stream, I input features, H hidden units, V words, N = T 
 """
 
 import math
-from typing import Any, Dict, Optional, Tuple, Union
+from typing import Any, Dict, List, Optional, Tuple, Union
 
 import torch
 from allennlp.common.checks import ConfigurationError
 from allennlp.data import Vocabulary
 from allennlp.models import Model
+from allennlp.modules.token_embedders import TokenEmbedder
 from allennlp.nn import InitializerApplicator
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
@@ -98,7 +99,7 @@ class StreamModel(Model):
     A subclass has `softmax`, and says what the recurrent layers do.
     """
 
-    softmax: nn.Linear
+    softmax: Any  # nn.Linear or nn.AdaptiveLogSoftmaxWithLoss
 
     def __init__(self, vocab: Vocabulary, **kwargs: Any) -> None:
         super().__init__(vocab, **kwargs)
@@ -120,6 +121,14 @@ class StreamModel(Model):
         """The loss to optimise, from the sum over all words of -log p."""
         raise NotImplementedError
 
+    def negative_log_likelihood(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """The sum of -log p of targets (N,), of which the softmax is given hidden (N, H)."""
+        if isinstance(self.softmax, nn.AdaptiveLogSoftmaxWithLoss):
+            # torch's mixes its types under autocast
+            with torch.autocast(hidden.device.type, enabled=False):
+                return -self.softmax(hidden.to(_exact(hidden.dtype)), targets).output.sum()
+        return summed_cross_entropy(hidden, self.softmax.weight, self.softmax.bias, targets)
+
     def forward(
         self, tokens: Tensor, targets: Tensor, start: bool, mask: Optional[Tensor] = None
     ) -> Dict[str, Any]:
@@ -138,7 +147,7 @@ class StreamModel(Model):
             output, targets = output.flatten(0, 1), targets.flatten()
         else:
             output, targets = output[mask], targets[mask]
-        total = summed_cross_entropy(output, self.softmax.weight, self.softmax.bias, targets)
+        total = self.negative_log_likelihood(output, targets)
         # The trainer waits for the loss here as well.
         stream.nats += total.item()
         stream.tokens += targets.numel()
@@ -167,8 +176,11 @@ class LanguageModel(StreamModel):
             `QRNN` or `nn.LSTM`. The embeddings have its input_size.
         dropout: rate on the embeddings and on the last layer's output. `rnn` has its own option
             for that between layers.
-        initializer: of AllenNLP. Without one, embeddings start as U(-0.05, 0.05), the softmax's
-            weights as N(0, 1 / fan-in), its biases at 0, and the recurrent layers as they are.
+        embedding: of AllenNLP, such as "word_vectors"; None for one that starts as U(-0.05, 0.05).
+        cutoffs: None for a softmax whose weights start as N(0, 1 / fan-in), its biases at 0;
+            otherwise, for large vocabularies, where the words, which are numbered by how often they
+            come, are cut into clusters for nn.AdaptiveLogSoftmaxWithLoss (Grave et al. 2017).
+        initializer: of AllenNLP, after the start values above.
     """
 
     def __init__(
@@ -176,6 +188,8 @@ class LanguageModel(StreamModel):
         vocab: Vocabulary,
         rnn: Dict[str, Any],
         dropout: float = 0.0,
+        embedding: Optional[TokenEmbedder] = None,
+        cutoffs: Optional[List[int]] = None,
         initializer: Optional[InitializerApplicator] = None,
         **kwargs: Any,
     ) -> None:
@@ -185,15 +199,23 @@ class LanguageModel(StreamModel):
             check_probability("dropout", dropout)
             options = dict(rnn)
             self.rnn = _build(options.pop("type", None), options)
+            I, H = self.rnn.input_size, self.rnn.hidden_size
+            if embedding is not None:
+                size = embedding.get_output_dim()
+                check(size == I, "embedding", f"vectors of rnn's input_size {I}", size)
+            if cutoffs is not None:
+                self.softmax = nn.AdaptiveLogSoftmaxWithLoss(H, words, cutoffs)
         except (TypeError, ValueError) as error:
             raise ConfigurationError(f'model "language_model": {error}') from error
-        self.embedding = nn.Embedding(words, self.rnn.input_size)
-        self.softmax = nn.Linear(self.rnn.hidden_size, words)
+        self.embedding = nn.Embedding(words, I) if embedding is None else embedding
         self.dropout = dropout
         with torch.no_grad():
-            self.embedding.weight.uniform_(-0.05, 0.05)
-            self.softmax.weight.normal_(std=self.softmax.in_features**-0.5)
-            self.softmax.bias.zero_()
+            if embedding is None:
+                self.embedding.weight.uniform_(-0.05, 0.05)
+            if cutoffs is None:
+                self.softmax = nn.Linear(H, words)
+                self.softmax.weight.normal_(std=H**-0.5)
+                self.softmax.bias.zero_()
         if initializer is not None:
             initializer(self)
 
@@ -201,7 +223,7 @@ class LanguageModel(StreamModel):
         if isinstance(self.rnn, QRNN):
             return self.rnn.initial_state(batch_size)
         shape = (self.rnn.num_layers, batch_size, self.rnn.hidden_size)
-        zeros = self.softmax.weight.new_zeros(shape)
+        zeros = next(self.rnn.parameters()).new_zeros(shape)
         return zeros, zeros
 
     def read(self, tokens: Tensor, state: Any) -> Tuple[Tensor, Any, float]:

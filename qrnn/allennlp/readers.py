@@ -4,7 +4,7 @@ import json
 import logging
 import os
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional
+from typing import Any, Dict, Iterator, List, Optional, Tuple
 
 from allennlp.common.checks import ConfigurationError
 from allennlp.data import DatasetReader, Instance, TokenIndexer
@@ -23,6 +23,29 @@ def data_source(directory: Path) -> Dict[str, Any]:
         return json.loads((directory / "meta.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {"name": directory.name, "official": False, "note": "no meta.json: not prepared"}
+
+
+def reviews(path: Path, labelled: bool) -> Iterator[Tuple[List[str], Optional[str]]]:
+    """Words and label, None unless `labelled`, of each line that `make data-imdb` prepared.
+
+    Warns where that is not the official data.
+    """
+    if not path.exists():
+        raise ConfigurationError(f"{path} does not exist: run `make data-imdb` first")
+    source = data_source(path.parent)
+    if not source["official"]:
+        logger.warning("%s IS NOT THE OFFICIAL IMDb DATA: %s", path, source["note"])
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                review = json.loads(line)
+                words, label = review["text"].split(), review["label"] if labelled else None
+            except (ValueError, KeyError, AttributeError, TypeError) as error:
+                expected = '{"text": ..., "label": ...}' if labelled else '{"text": ...}'
+                raise ConfigurationError(
+                    f"{path}, line {number}: expected {expected} ({error!r})"
+                ) from error
+            yield words, label
 
 
 @DatasetReader.register("imdb")
@@ -51,21 +74,8 @@ class ImdbReader(DatasetReader):
 
     def _read(self, file_path: Any) -> Iterator[Instance]:
         path = Path(os.fspath(file_path))
-        if not path.exists():
-            raise ConfigurationError(f"{path} does not exist: run `make data-imdb` first")
-        source = data_source(path.parent)
-        if not source["official"]:
-            logger.warning("%s IS NOT THE OFFICIAL IMDb DATA: %s", path, source["note"])
-        with path.open(encoding="utf-8") as lines:
-            for number, line in self.shard_iterable(enumerate(lines, 1)):
-                try:
-                    review = json.loads(line)
-                    tokens, label = review["text"].split(), review["label"]
-                except (ValueError, KeyError, AttributeError, TypeError) as error:
-                    raise ConfigurationError(
-                        f'{path}, line {number}: expected {{"text": ..., "label": ...}} ({error!r})'
-                    ) from error
-                yield self._instance(tokens, label)
+        for words, label in self.shard_iterable(reviews(path, labelled=True)):
+            yield self._instance(words, label)
 
     def text_to_instance(self, text: str, label: Optional[str] = None) -> Instance:
         return self._instance(self.tokenizer(text), label)

@@ -1,11 +1,11 @@
-"""A corpus as words, for language models: dataset reader and data loaders."""
+"""A corpus as words, for language models: dataset readers and data loaders."""
 
 import logging
 import os
 import random
 from itertools import chain
 from pathlib import Path
-from typing import Any, Iterator, List, Tuple
+from typing import Any, Iterator, List, Sequence, Tuple
 
 import torch
 from allennlp.common.checks import ConfigurationError
@@ -16,7 +16,7 @@ from allennlp.data.token_indexers import SingleIdTokenIndexer
 from allennlp.data.tokenizers import Token
 from torch.nn.utils.rnn import pad_sequence
 
-from qrnn.allennlp.readers import data_source
+from qrnn.allennlp.readers import data_source, reviews
 
 logger = logging.getLogger(__name__)
 
@@ -47,8 +47,35 @@ class TokenStreamReader(DatasetReader):
                 yield self.text_to_instance(line)
 
     def text_to_instance(self, text: str) -> Instance:
-        tokens = [Token(word) for word in [*text.split(), END]]
-        return Instance({"tokens": TextField(tokens, {NAMESPACE: SingleIdTokenIndexer(NAMESPACE)})})
+        return _instance(text.split())
+
+
+@DatasetReader.register("review_stream")
+class ReviewStreamReader(DatasetReader):
+    """Reads IMDb's prepared reviews, labelled or not, as "token_stream" reads lines.
+
+    held_out: other files of the same folder; a review with the text of one in there is left out.
+    """
+
+    def __init__(self, held_out: Sequence[str] = (), **options: Any) -> None:
+        super().__init__(**options)
+        self.held_out = held_out
+
+    def _read(self, file_path: Any) -> Iterator[Instance]:
+        path = Path(os.fspath(file_path))
+        others = (reviews(path.with_name(name), labelled=False) for name in self.held_out)
+        held_out = {" ".join(words) for words, _ in chain(*others)}
+        for words, _ in reviews(path, labelled=False):
+            if " ".join(words) not in held_out:
+                yield self.text_to_instance(words)
+
+    def text_to_instance(self, words: List[str]) -> Instance:
+        return _instance(words)
+
+
+def _instance(words: List[str]) -> Instance:
+    tokens = [Token(word) for word in [*words, END]]
+    return Instance({"tokens": TextField(tokens, {NAMESPACE: SingleIdTokenIndexer(NAMESPACE)})})
 
 
 class _WordLoader(DataLoader):

@@ -56,8 +56,9 @@ class WordVectors(Embedding):
 
     The fallback is logged as a warning, and the run file (see callbacks.py) names what was used.
     Random vectors are N(0, 1): a QRNN multiplies small factors, and AllenNLP's own start values
-    (for 30,000 words within 0.015) starve the layers above. Padding is zero. Words without a vector
-    in the file start from N(m, s) with its vectors' mean and standard deviation.
+    (for 30,000 words within 0.015) starve the layers above. Padding, where the vocabulary has it,
+    is zero. Words without a vector in the file start from N(m, s) with its vectors' mean and
+    standard deviation.
 
     pretrained_file: lines "word x_1 ... x_d", also .gz; None for random vectors without a warning.
     deviation: the vectors of the file are scaled to this standard deviation; None leaves them.
@@ -85,9 +86,10 @@ class WordVectors(Embedding):
                 "are not comparable with those that start from word vectors.",
                 pretrained_file,
             )
+        padded = vocab.is_padded(vocab_namespace)
         super().__init__(
             embedding_dim=embedding_dim,
-            padding_index=0,
+            padding_index=0 if padded else None,
             trainable=trainable,
             vocab_namespace=vocab_namespace,
             pretrained_file=pretrained_file if found else None,
@@ -98,8 +100,9 @@ class WordVectors(Embedding):
             if not found:
                 self.weight.normal_()
             elif deviation is not None:
-                self.weight *= deviation / self.weight[1:].std()
-            self.weight[0] = 0
+                self.weight *= deviation / self.weight[int(padded) :].std()
+            if padded:
+                self.weight[0] = 0
         self.source = "none (random start)"
         if found:
             assert pretrained_file is not None
