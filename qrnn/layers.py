@@ -46,6 +46,8 @@ class QRNNState(NamedTuple):
 
 State = QRNNState | tuple[Tensor, Tensor]
 
+CONV2D_ROWS = 1024  # steps times sequences from which on a CPU's conv2d is ahead
+
 
 def check_size(argument: str, value: object, least: int = 1) -> None:
     if isinstance(value, bool) or not isinstance(value, int):
@@ -186,6 +188,10 @@ class QRNNLayer(nn.Module):
             weight = torch.cat([forward, mirrored])
         else:
             padded = F.pad(x, (0, 0, 0, 0, left, right))
+        if _conv2d_is_ahead(padded, weight):
+            image = padded.permute(2, 0, 1)[None]  # channels last: (1, I, steps, B)
+            kernel = weight.unflatten(1, (k, 1, self.input_size)).permute(0, 3, 1, 2)
+            return F.conv2d(image, kernel, self.bias)[0].permute(1, 2, 0), padded
         rows, taps = steps + abs(self.shift), padded
         if autocasts(x.device) and x.dtype != torch.float64:
             # as F.linear would, but of k times as much
@@ -255,6 +261,20 @@ class QRNNLayer(nn.Module):
             rows = lengths + torch.arange(k - 1, device=x.device)[:, None]
             window = padded[rows, torch.arange(B, device=x.device)]
         return output, QRNNState(h_n, c_n, (window,))
+
+
+def _conv2d_is_ahead(padded: Tensor, weight: Tensor) -> bool:
+    """Whether oneDNN's convolution takes less time than windows and their product: with many rows,
+    in float32, as long as nothing is differentiated (bench-convolution measures both)."""
+    return (
+        not torch.compiler.is_compiling()  # nor exporting
+        and not torch.is_grad_enabled()
+        and padded.device.type == "cpu"
+        and padded.dtype == weight.dtype == torch.float32
+        and not autocasts(padded.device)
+        and padded.shape[0] * padded.shape[1] >= CONV2D_ROWS
+        and torch.backends.mkldnn.is_available()
+    )
 
 
 def _initial_state(layers: Sequence[QRNNLayer], batch_size: int) -> QRNNState:

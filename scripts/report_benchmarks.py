@@ -84,7 +84,7 @@ def growth(rows: Rows) -> list[Part]:
 
 def convolution(rows: Rows) -> list[Part]:
     down, across = ["kernel", "inputs"], ["length", "batch", "way"]
-    text = "The time of each way over that of windows and one product"
+    text = "The time of each way over that of the one that the layer chooses"
     return [
         pivot(f"{text}: {mode}, {dtype}", cells, down, across, number("ratio"))
         for [dtype, mode], cells in grouped(rows, "dtype", "mode")

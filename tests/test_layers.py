@@ -11,6 +11,7 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequence
 
 from qrnn import QRNN, QRNNLayer, QRNNState, functional, layers
@@ -577,6 +578,79 @@ class TestShapes:
         got, got_after = rnn(x.transpose(0, 1), state)
         close((got, *got_after), (output.transpose(0, 1), *after))
         close(rnn(x[:, 0])[0], rnn(x[:, :1].transpose(0, 1))[0][0])
+
+
+class TestConv2d:
+    """In inference on a CPU, many steps take another way to the same pre-activations."""
+
+    @pytest.fixture
+    def taken(self, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+        """The shapes of the images that conv2d was given."""
+        taken, original = [], F.conv2d
+
+        def conv2d(image: Tensor, *arguments: Any) -> Tensor:
+            taken.append(tuple(image.shape))
+            return original(image, *arguments)
+
+        monkeypatch.setattr(F, "conv2d", conv2d)
+        return taken
+
+    @pytest.mark.parametrize("bidirectional", [False, True])
+    @pytest.mark.parametrize("masked", [False, True])
+    @pytest.mark.parametrize(("kernel_size", "sizes"), [(2, (5, 4)), (3, (1, 3)), (6, (8, 1))])
+    def test_equals_the_product_of_windows(
+        self,
+        kernel_size: int,
+        sizes: tuple[int, int],
+        masked: bool,
+        bidirectional: bool,
+        taken: list[tuple[int, ...]],
+    ) -> None:
+        options = {"kernel_size": kernel_size, "masked": masked, "bidirectional": bidirectional}
+        layer = QRNNLayer(*sizes, **options)
+        for T, B in ((layers.CONV2D_ROWS, 1), (64, layers.CONV2D_ROWS // 64 + 1)):
+            x = torch.randn(T, B, sizes[0])
+            lengths = torch.randint(0, T + 1, (B,))
+            want = layer.convolve(x), layer(x, None, lengths)
+            assert not taken
+            with torch.no_grad():
+                got = layer.convolve(x), layer(x, None, lengths)
+            assert len(taken) == 2
+            taken.clear()
+            assert got[0][0].is_contiguous()
+            close(got, want, 1e-5)
+
+    def test_pieces_of_either_kind(self, taken: list[tuple[int, ...]]) -> None:
+        rnn = QRNN(6, 5, 2, kernel_size=3)
+        x = torch.randn(2 * layers.CONV2D_ROWS, 1, 6)
+        with torch.no_grad():
+            whole, last = rnn(x, rnn.initial_state(1))
+            assert len(taken) == 2
+            outputs, state = [], rnn.initial_state(1)
+            for piece in x.split([7, layers.CONV2D_ROWS, layers.CONV2D_ROWS - 7]):
+                output, state = rnn(piece, state)
+                outputs.append(output)
+        assert len(taken) == 4
+        close(torch.cat(outputs), whole, 1e-5)
+        close(state[:2], last[:2], 1e-5)
+        equal(state.window[0], last.window[0])
+
+    def test_is_not_for_other_calls(self, taken: list[tuple[int, ...]]) -> None:
+        layer, x = QRNNLayer(3, 2, kernel_size=2), torch.randn(layers.CONV2D_ROWS, 1, 3)
+        layer(x)
+        with torch.no_grad():
+            layer(x[2:])
+            QRNNLayer(3, 2, kernel_size=1)(x)
+            with torch.autocast("cpu", torch.bfloat16):
+                layer(x)
+            for dtype in (torch.float16, torch.bfloat16, WIDE):
+                QRNNLayer(3, 2, dtype=dtype)(x.to(dtype))
+            torch.compile(layer, fullgraph=True, backend="eager")(x)
+            torch.export.export(layer, (x,))
+        assert not taken
+        with torch.inference_mode():
+            layer(x)
+        assert taken == [(1, 3, layers.CONV2D_ROWS + 1, 1)]
 
 
 class TestModule:

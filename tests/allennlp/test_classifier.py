@@ -45,7 +45,9 @@ def project(tmp_path_factory):
         for label, words in WORDS.items()
         for word in words.split()
     ]
-    for part in ("train", "dev", "test"):
+    for part in ("train", "dev", "test", "unsup"):
+        if part == "unsup":
+            reviews = [{"text": f"{review['text']} again"} for review in reviews]
         lines = "".join(json.dumps(review) + "\n" for review in reviews)
         (data / f"{part}.jsonl").write_text(lines, encoding="utf-8")
     (data / "meta.json").write_text('{"name": "imdb", "official": false, "note": "tiny"}')
@@ -104,6 +106,44 @@ def test_the_vectors_of_words_that_no_batch_has_stay(project, tmp_path):
         vectors[epochs] = {word: weight[index(word)] for word in ("nowhere", "film")}
     assert torch.equal(vectors[1]["nowhere"], vectors[3]["nowhere"])  # the unknown word's
     assert not torch.equal(vectors[1]["film"], vectors[3]["film"])
+
+
+def test_a_classifier_starts_from_the_language_model(project, tmp_path):
+    language_model = {
+        "vocabulary.min_count": None,
+        "model.embedding.embedding_dim": 6,
+        "model.rnn.input_size": 6,
+        "model.rnn.hidden_size": 8,
+        "model.rnn.num_layers": 2,
+        "model.cutoffs": [4],
+        "data_loader.batch_size": 2,
+        "validation_data_loader.batch_size": 2,
+        "trainer.learning_rate_scheduler.warmup_steps": 2,
+    }
+    config = str(project / "configs" / "imdb_lm.jsonnet")
+    train_model_from_file(config, project / "runs" / "imdb_lm", json.dumps(language_model))
+    run = json.loads((project / "runs" / "imdb_lm" / "run.json").read_text(encoding="utf-8"))
+    assert run["vectors"].startswith("tiny glove.840B.300d")
+    [epoch] = run["history"]
+    assert 1 < epoch["validation_perplexity"] < 30
+
+    config = project / "configs" / "imdb_pretrained.jsonnet"
+    warm_up = {"trainer.learning_rate_scheduler.warmup_steps": 2}
+    params = Params.from_file(str(config), json.dumps(SMALL | warm_up))
+    learnt = torch.load(project / "runs" / "imdb_lm" / "best.th")
+    model = Model.from_params(params["model"], vocab=Vocabulary({"tokens": {"film": 1}}))
+    for n, layer in enumerate(model._seq2vec_encoder.module.layers):
+        for name, parameter in layer.named_parameters():
+            assert torch.equal(parameter, learnt[f"rnn.layers.{n}.{name}"])
+
+    fast = warm_up | {"trainer.optimizer.lr": 0.03, "trainer.num_epochs": 10}
+    run = train(project, "imdb_pretrained", tmp_path / "run", **fast)
+    assert max(epoch["validation_accuracy"] for epoch in run["history"]) > 0.9
+    shutil.rmtree(project / "runs" / "imdb_lm")
+    test = project / "data" / "imdb" / "test.jsonl"
+    assert evaluate_from_archive(tmp_path / "run/model.tar.gz", str(test))["accuracy"] > 0.9
+    with pytest.raises(FileNotFoundError, match=r"runs/imdb_lm/best\.th"):
+        train(project, "imdb_pretrained", tmp_path / "none", **fast)
 
 
 class Killed(Exception):

@@ -306,11 +306,64 @@ def test_the_models_of_the_paper(config, parameters, embeddings, weights):
         ({"rnn": QRNN | {"masked": False}}, "masked=False"),
         ({"rnn": QRNN | {"kernel": 2}}, "kernel"),
         ({"dropout": 1.5}, "dropout: expected a probability"),
+        ({"cutoffs": [5, 2]}, "cutoffs should be"),
+        (
+            {"embedding": {"type": "word_vectors", "embedding_dim": 6}},
+            "embedding: expected vectors of rnn's input_size 5, got 6",
+        ),
     ],
 )
 def test_wrong_options_are_named(corpus, options, error):
     with pytest.raises(ConfigurationError, match=error):
         build(corpus, **options)
+
+
+def test_an_adaptive_softmax_is_a_distribution_over_all_words(corpus):
+    model = build(corpus, QRNN | {"hidden_size": 16}, cutoffs=[2, 5]).eval()
+    batches = list(loader(corpus, 10, batch_size=2))
+    losses, perplexity = evaluate(model, batches)
+    nats, state = 0.0, None
+    with torch.no_grad():
+        for batch, loss in zip(batches, losses, strict=True):
+            x = model.embedding(batch["tokens"])
+            output, state = model.rnn(x, state or model.initial_state(2))
+            log_p = model.softmax.log_prob(output.flatten(0, 1))
+            torch.testing.assert_close(log_p.exp().sum(1), torch.ones(len(log_p)).double())
+            total = -log_p.gather(1, batch["targets"].flatten()[:, None]).sum().item()
+            assert loss == pytest.approx(total / 2, rel=1e-12)
+            nats += total
+    assert perplexity == pytest.approx(math.exp(nats / (WORDS // 2 * 2)), rel=1e-12)
+
+
+def test_an_adaptive_softmax_under_autocast(corpus):
+    """torch's own raises an error there, or gives eight bits."""
+    model = build(corpus, QRNN | {"hidden_size": 16}, cutoffs=[2, 5]).float()
+    [batch] = loader(corpus, 1000, batch_size=2)
+    want = model(**batch)["loss"]
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = model(**batch)["loss"]
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(want.item(), rel=1e-2)
+    loss.backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad.isfinite().all() and parameter.grad.any(), name
+
+
+def test_word_vectors_for_embeddings(corpus, tmp_path):
+    numbers = [0.5, -0.25, 1.0, 2.0, -1.0]
+    file = tmp_path / "tiny.5d.txt"
+    file.write_text(f"cat {' '.join(map(str, numbers))}\n", encoding="utf-8")
+    embedding = {"type": "word_vectors", "embedding_dim": 5, "pretrained_file": str(file)}
+    model = build(corpus, embedding={**embedding, "trainable": False})
+    cat = model.vocab.get_token_index("cat", "tokens")
+    assert model.embedding.weight[cat].tolist() == numbers
+    assert model.embedding.weight.any(1).all()  # the first word is one like the others
+    [batch] = loader(corpus, 1000, batch_size=2)
+    model(**batch)["loss"].backward()
+    assert model.embedding.weight.grad is None and model.rnn.layers[0].weight.grad.any()
+    model = build(corpus, embedding=embedding)
+    model(**batch)["loss"].backward()
+    assert model.embedding.weight.grad.any(1).all()
 
 
 def test_a_vocabulary_with_padding_is_refused(corpus):

@@ -1,3 +1,4 @@
+import json
 import random
 
 import pytest
@@ -51,6 +52,37 @@ def test_the_vocabulary_is_the_words_and_the_end_of_a_line(corpus):
     vocabulary = vocabulary_of(corpus)
     assert set(vocabulary.get_token_to_index_vocabulary()) == set(STREAM)
     assert vocabulary.get_vocab_size() == 6
+
+
+@pytest.fixture
+def reviews(tmp_path):
+    """unsup.jsonl, which has a review of dev.jsonl and one of test.jsonl."""
+    parts = {"unsup": ["a b", "c", "a b c", "d e"], "dev": ["c"], "test": ["f", "d  e"]}
+    for part, texts in parts.items():
+        lines = "".join(json.dumps({"id": "x", "text": text}) + "\n" for text in texts)
+        (tmp_path / f"{part}.jsonl").write_text(lines, encoding="utf-8")
+    (tmp_path / "meta.json").write_text('{"name": "imdb", "official": true, "note": "x"}')
+    return tmp_path / "unsup.jsonl"
+
+
+def test_reviews_are_read_but_for_those_held_out(reviews, caplog):
+    def read(file, *held_out):
+        reader = DatasetReader.from_params(
+            Params({"type": "review_stream", "held_out": list(held_out)})
+        )
+        return [" ".join(t.text for t in instance["tokens"]) for instance in reader.read(file)]
+
+    whole = ["a b <eos>", "c <eos>", "a b c <eos>", "d e <eos>"]
+    assert read(reviews) == whole
+    assert read(reviews, "dev.jsonl") == [whole[0], *whole[2:]]
+    assert read(reviews, "dev.jsonl", "test.jsonl") == [whole[0], whole[2]]
+    assert "OFFICIAL" not in caplog.text
+    with pytest.raises(ConfigurationError, match=r"nothing\.jsonl does not exist: run `make data"):
+        read(reviews, "nothing.jsonl")
+    with reviews.open("a", encoding="utf-8") as file:
+        file.write("[]\n")
+    with pytest.raises(ConfigurationError, match=r'unsup.jsonl, line 5: expected {"text": ...}'):
+        read(reviews)
 
 
 def test_rows_are_contiguous_and_pieces_go_on(corpus):

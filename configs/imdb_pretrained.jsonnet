@@ -1,0 +1,40 @@
+// IMDb from a language model: the QRNN of imdb_lm.jsonnet, trained on to classify reviews.
+//
+//   make data-imdb download-glove && allennlp train configs/imdb_lm.jsonnet
+//   allennlp train configs/imdb_pretrained.jsonnet     # goes on from runs/imdb_lm
+//
+// Head, dropout before the layers and the classifier, and smoothed labels as in imdb_best.jsonnet.
+// Adam's rate rises to 1e-3 over the first 200 steps and falls to zero over the others. None of
+// these choices was tuned. run=null: the same model from random layers.
+local path = std.split(std.thisFile, "/");
+local root = std.join("/", path[0:std.length(path) - 1] + [".."]) + "/";
+
+function(vectors="glove.840B.300d", run="runs/imdb_lm")
+  local rnn = (import "imdb_lm.jsonnet")(vectors=vectors).model.rnn;
+  local parameters = [
+    "layers.%d.%s" % [n, name]
+    for n in std.range(0, rnn.num_layers - 1)
+    for name in ["weight", "bias"]
+  ];
+  local best = (import "imdb_best.jsonnet")(vectors=vectors);
+  best + {
+    model+: {
+      seq2vec_encoder: rnn + {dropout: 0.3, heads: best.model.seq2vec_encoder.heads},
+      [if run != null then "initializer"]: {
+        regexes: [["seq2vec_encoder", {
+          type: "pretrained",
+          weights_file_path: root + run + "/best.th",
+          parameter_name_overrides: {
+            ["_seq2vec_encoder.module." + name]: "rnn." + name
+            for name in parameters
+          },
+        }]],
+      },
+    },
+    trainer+: {
+      optimizer: {type: "adam", lr: 1e-3},
+      learning_rate_scheduler: {type: "linear_with_warmup", warmup_steps: 200},
+      moving_average:: null,
+      num_epochs: 3,
+    },
+  }
