@@ -26,7 +26,7 @@ SHAPE = dict.fromkeys(("batch", "length", "units"), NUMBER)
 
 METRICS = {
     "imdb": ("dev_accuracy", "test_accuracy"),
-    "ptb": ("valid_perplexity", "test_perplexity", "parameters"),
+    **dict.fromkeys(("imdb-lm", "ptb"), ("valid_perplexity", "test_perplexity", "parameters")),
     "iwslt": (
         *("dev_bleu", "test_bleu", "dev_perplexity", "parameters"),
         *("characters", "updates", "train_chars_per_second"),
@@ -34,7 +34,7 @@ METRICS = {
 }
 HISTORY = {
     "imdb": ("validation_accuracy", "seconds"),
-    "ptb": ("validation_perplexity", "seconds"),
+    **dict.fromkeys(("imdb-lm", "ptb"), ("validation_perplexity", "seconds")),
     "iwslt": ("steps", "bleu", "ppl"),
 }
 TABLES: dict[str, Mapping[str, Kind]] = {
@@ -108,9 +108,9 @@ def check(name: str, record: Mapping[str, Any]) -> None:
     for n, epoch in enumerate(record["history"]):
         _need(name, f"history[{n}].", epoch, dict.fromkeys(HISTORY[experiment], NUMBER))
     needed = {} if record["data"]["official"] else {"note": TEXT}
-    _need(
-        name, "data.", record["data"], needed | ({"vectors": TEXT} if experiment == "imdb" else {})
-    )
+    if experiment in ("imdb", "imdb-lm"):
+        needed["vectors"] = TEXT
+    _need(name, "data.", record["data"], needed)
     if experiment == "iwslt":
         _need(name, "", record, {"attention": ("source, target and weights", _is_attention)})
 

@@ -50,6 +50,8 @@ class Row(NamedTuple):
     hours: of training on a CPU, from the costs in the config's header and its epochs; no GPU was
     timed. gigabytes: of its run, computed: parameters, as often as checkpoints, what the optimiser
     keeps, best.th and the archive hold them; None where neither is known.
+    needs: runs that come before it. In them and in the overrides stand {runs} for the folder of all
+    runs, {seed} for the row's, and {vectors} for what the names of IMDb's rows end in.
     """
 
     experiment: str
@@ -59,14 +61,31 @@ class Row(NamedTuple):
     gigabytes: float | None = None
     overrides: Mapping[str, Any] = {}
     note: str = ""
-    needs: tuple[str, ...] = ()  # rows, of the same seed
+    needs: tuple[str, ...] = ()
 
+    @property
+    def part(self) -> str:
+        """Of PARTS."""
+        return self.experiment.split("-")[0]
+
+
+LM_WEIGHTS = "model.initializer.regexes.0.1.weights_file_path"  # of configs/imdb_pretrained.jsonnet
 
 FULL = (
     Row("imdb", "k2", "configs/imdb.jsonnet", 10, 0.9),
     Row("imdb", "k4", "configs/imdb_k4.jsonnet", None, 0.9),
     Row("imdb", "lstm", "configs/imdb_lstm.jsonnet", None, 0.9),
     Row("imdb", "best", "configs/imdb_best.jsonnet", 20, 1.2),
+    Row("imdb-lm", "forward", "configs/imdb_lm.jsonnet", 1, 0.4),
+    Row(
+        "imdb",
+        "pretrained",
+        "configs/imdb_pretrained.jsonnet",
+        2,
+        1.2,
+        {LM_WEIGHTS: "{runs}/imdb-lm-forward{vectors}-seed{seed}/best.th"},
+        needs=("imdb-lm-forward{vectors}-seed{seed}",),
+    ),
     Row("ptb", "qrnn", "configs/ptb.jsonnet", 36, 0.3, {"model.rnn.zoneout": 0}),
     Row("ptb", "zoneout", "configs/ptb.jsonnet", 36, 0.3),
     Row("ptb", "lstm", "configs/ptb_lstm.jsonnet", 48, 0.3),
@@ -82,7 +101,7 @@ FULL = (
             "vocabulary.directory": "{runs}/ptb-awd-seed{seed}/vocabulary",
             "model.archive_file": "{runs}/ptb-awd-seed{seed}/model.tar.gz",
         },
-        needs=("awd",),
+        needs=("ptb-awd-seed{seed}",),
     ),
     Row("iwslt", "qrnn", "configs/iwslt_char.yaml", 7.5, 0.4),
     Row("iwslt", "lstm", "configs/iwslt_char_lstm.yaml", None, 0.4),
@@ -136,6 +155,25 @@ CPU = (
     Row("imdb", "k4-cpu", "configs/imdb_k4.jsonnet", 2, 0.4, SMALL_IMDB, IMDB_NOTE),
     Row("imdb", "lstm-cpu", "configs/imdb_lstm.jsonnet", 2, 0.4, SMALL_IMDB, IMDB_NOTE),
     Row("imdb", "best-cpu", "configs/imdb_best.jsonnet", 2, 0.4, SMALL_IMDB, IMDB_NOTE),
+    Row(
+        "imdb-lm",
+        "forward-cpu",
+        "configs/imdb_lm.jsonnet",
+        1,
+        0.4,
+        {"trainer.callbacks": SMALL_IMDB["trainer.callbacks"]},
+        "trained in bfloat16",
+    ),
+    Row(
+        "imdb",
+        "pretrained-cpu",
+        "configs/imdb_pretrained.jsonnet",
+        2,
+        0.4,
+        {**SMALL_IMDB, LM_WEIGHTS: "{runs}/imdb-lm-forward-cpu{vectors}-seed{seed}/best.th"},
+        IMDB_NOTE,
+        needs=("imdb-lm-forward-cpu{vectors}-seed{seed}",),
+    ),
     Row("ptb", "zoneout-cpu", "configs/ptb.jsonnet", None, 0.1, SMALL_PTB, SMALL_PTB_NOTE),
     Row("ptb", "lstm-cpu", "configs/ptb_lstm.jsonnet", None, 0.1, SMALL_PTB, SMALL_PTB_NOTE),
     Row("iwslt", "qrnn-cpu", "configs/iwslt_char.yaml", 1, 0.1, SMALL_IWSLT_QRNN, IWSLT_NOTE),
@@ -303,7 +341,7 @@ def plan(options: Options) -> tuple[list[Step], list[Step], list[Step]]:
         rows = FULL if options.profile == "full" else CPU
         for seed in range(1, options.seeds + 1):
             for row in rows:
-                if row.experiment in options.only:
+                if row.part in options.only:
                     experiments.append(training(row, seed, options, known))
             if options.profile == "full" and "ptb" in options.only:
                 experiments.append(caching(seed, options, known))
@@ -341,17 +379,17 @@ def data_steps(options: Options) -> list[Step]:
 
 
 def training(row: Row, seed: int, options: Options, known: Mapping[str, Any]) -> Step:
-    name, overrides = row.name, dict(row.overrides)
-    needs = [f"data-{row.experiment}"]
-    if row.experiment == "imdb":
-        overrides |= vector_overrides(options.vectors)
+    overrides, needs, suffix = dict(row.overrides), [f"data-{row.part}"], ""
+    if row.part == "imdb":
+        overrides |= vector_overrides(row.experiment, options.vectors)
         if options.vectors:
             needs.append(f"vectors-{options.vectors}")
         if options.vectors not in (None, GLOVE):
-            name += f"-{options.vectors.replace('.', '-')}"
-    needs += [f"{row.experiment}-{other}-seed{seed}" for other in row.needs]
+            suffix = f"-{options.vectors.replace('.', '-')}"
+    name, fields = row.name + suffix, {"runs": options.runs, "seed": seed, "vectors": suffix}
+    needs += [other.format(**fields) for other in row.needs]
     filled = {
-        key: value.format(runs=options.runs, seed=seed) if isinstance(value, str) else value
+        key: value.format(**fields) if isinstance(value, str) else value
         for key, value in overrides.items()
     }
     result = records.path(options.results, row.experiment, name, seed)
@@ -366,18 +404,21 @@ def training(row: Row, seed: int, options: Options, known: Mapping[str, Any]) ->
     return Step(result.stem, tuple(command), result, tuple(needs), hours, source, row.gigabytes)
 
 
-def vector_overrides(name: str | None) -> dict[str, Any]:
+def vector_overrides(experiment: str, name: str | None) -> dict[str, Any]:
     """What configs/imdb*.jsonnet, of which GloVe's largest set is the default, need for another."""
     if name == GLOVE:
         return {}
     file = f"data/vectors/{name}.txt.gz" if name else None
-    embedder = "model.text_field_embedder.token_embedders.tokens"
-    found: dict[str, Any] = {
-        "vocabulary.pretrained_file": file,
-        f"{embedder}.pretrained_file": file,
-    }
+    if experiment == "imdb-lm":
+        embedder, rnn = "model.embedding", "model.rnn"
+        found: dict[str, Any] = {}
+    else:
+        embedder = "model.text_field_embedder.token_embedders.tokens"
+        rnn = "model.seq2vec_encoder"
+        found = {"vocabulary.pretrained_file": file}
+    found[f"{embedder}.pretrained_file"] = file
     if name in vectors.PUBLISHED and (size := vectors.PUBLISHED[name].dimension) != 300:
-        found |= {f"{embedder}.embedding_dim": size, "model.seq2vec_encoder.input_size": size}
+        found |= {f"{embedder}.embedding_dim": size, f"{rnn}.input_size": size}
     return found
 
 

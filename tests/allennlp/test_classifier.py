@@ -130,8 +130,9 @@ def test_a_classifier_starts_from_the_language_model(project, tmp_path):
     config = project / "configs" / "imdb_pretrained.jsonnet"
     warm_up = {"trainer.learning_rate_scheduler.warmup_steps": 2}
     params = Params.from_file(str(config), json.dumps(SMALL | warm_up))
+    counts = {"tokens": {"film": 1}, "labels": {"pos": 1, "neg": 1}}
     learnt = torch.load(project / "runs" / "imdb_lm" / "best.th")
-    model = Model.from_params(params["model"], vocab=Vocabulary({"tokens": {"film": 1}}))
+    model = Model.from_params(params["model"], vocab=Vocabulary(counts))
     for n, layer in enumerate(model._seq2vec_encoder.module.layers):
         for name, parameter in layer.named_parameters():
             assert torch.equal(parameter, learnt[f"rnn.layers.{n}.{name}"])

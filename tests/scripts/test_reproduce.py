@@ -200,7 +200,7 @@ def test_a_plan_has_everything_before_what_needs_it(profile, seeds):
 def test_the_full_plan_has_the_rows_of_the_tables():
     phases = reproduce.plan(options(seeds=2, mirror="there"))
     steps = {step.name: step for phase in phases for step in phase}
-    rows = {"imdb": "k2 k4 lstm best", "iwslt": "qrnn lstm"}
+    rows = {"imdb": "k2 k4 lstm best pretrained", "imdb-lm": "forward", "iwslt": "qrnn lstm"}
     rows["ptb"] = "qrnn zoneout lstm report awd finetuned cache"
     for experiment, names in rows.items():
         for name in names.split():
@@ -223,6 +223,36 @@ def test_other_vectors_are_a_row_of_their_own():
     overrides = json.loads(found.command[found.command.index("--overrides") + 1])
     assert overrides["vocabulary.pretrained_file"] == "data/vectors/kumo-6B.50d.txt.gz"
     assert overrides["model.seq2vec_encoder.input_size"] == 50
+
+
+def test_a_pretrained_row_starts_from_its_language_model():
+    for changes, suffix in (({}, ""), ({"vectors": "kumo-6B.50d"}, "-kumo-6B-50d")):
+        _, experiments, _ = reproduce.plan(options(only=("imdb",), seeds=2, **changes))
+        steps = {step.name: step for step in experiments}
+        base = f"imdb-lm-forward{suffix}-seed2"
+        found = steps[f"imdb-pretrained{suffix}-seed2"]
+        assert base in found.needs and base in steps
+        overrides = json.loads(found.command[found.command.index("--overrides") + 1])
+        assert overrides[reproduce.LM_WEIGHTS] == f"runs/{base}/best.th"
+
+
+@pytest.mark.parametrize("profile", ["cpu", "full"])
+@pytest.mark.parametrize("vectors", [None, "kumo-6B.50d"])
+def test_overrides_fit_their_configs(profile, vectors):
+    import qrnn.allennlp  # noqa: F401  before allennlp, which it mends
+
+    from allennlp.common import Params  # isort: skip
+
+    _, experiments, _ = reproduce.plan(options(profile, vectors=vectors))
+    trained = 0
+    for step in experiments:
+        if step.command[0] == "scripts/experiment.py" and step.command[2].endswith(".jsonnet"):
+            overrides = "{}"
+            if "--overrides" in step.command:
+                overrides = step.command[step.command.index("--overrides") + 1]
+            Params.from_file(str(SCRIPTS.parent / step.command[2]), overrides)
+            trained += 1
+    assert trained == (12 if profile == "full" else 8)
 
 
 def test_what_runs_at_the_same_time(monkeypatch):
