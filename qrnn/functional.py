@@ -213,4 +213,4 @@ def linear_recurrence(
     if h0 is None:
         h0 = f.new_zeros(f.shape[1:])
     check_like("h0", h0, tuple(f.shape[1:]), f)
-    return torch.ops.qrnn.linear_recurrence.default(f, x, h0, reverse)
+    return operator.linear_recurrence(f, x, h0, reverse)

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from qrnn.pooling import reference
 from qrnn.pooling.reference import DIRECTIONS, GATES
@@ -71,8 +72,27 @@ def pool(
         h (T, B, D * H); cells (T, B, D * H), or empty when not kept and for "f", whose cells
         are h; c_n (D, B, H), the cells after the last valid step.
     """
-    return torch.ops.qrnn.pool.default(
-        gates, c0, lengths, seed, pooling, direction, zoneout, keep_cells, shift
+    function = reference.pool if _is_transformed() else torch.ops.qrnn.pool.default
+    return function(gates, c0, lengths, seed, pooling, direction, zoneout, keep_cells, shift)
+
+
+def linear_recurrence(f: Tensor, x: Tensor, h0: Tensor, reverse: bool) -> Tensor:
+    """h_t = f_t h_{t-1} + x_t over the first dimension; see `functional.linear_recurrence`."""
+    transformed = _is_transformed()
+    function = (
+        reference.linear_recurrence if transformed else torch.ops.qrnn.linear_recurrence.default
+    )
+    return function(f, x, h0, reverse)
+
+
+def _is_transformed() -> bool:
+    """Whether a transform of torch.func, or forward-mode differentiation, is at work.
+
+    Of those the operators know nothing: torch would take their tangents for zero. The reference is
+    made of torch's own operators, which know them all.
+    """
+    return not torch.compiler.is_compiling() and (
+        torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
     )
 
 

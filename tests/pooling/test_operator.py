@@ -44,6 +44,51 @@ def arguments(
     )
 
 
+class TestTransforms:
+    """torch.func and forward-mode differentiation, for which the operators have no formulas."""
+
+    @pytest.mark.parametrize("training", [False, True])
+    def test_of_a_stack(self, training: bool) -> None:
+        rnn = QRNN(3, 2, 2, kernel_size=2, bidirectional=True, zoneout=0.3, dtype=WIDE)
+        rnn.train(training)
+        lengths = torch.tensor([4, 0, 3])
+        x, v = torch.randn(2, 5, 4, 3, 3, dtype=WIDE).unbind(0)
+
+        def loss(x: Tensor) -> Tensor:
+            torch.manual_seed(5)
+            output, (h_n, c_n) = rnn(x, None, lengths)
+            return output.sin().sum() + h_n.cos().sum() + c_n.square().sum()
+
+        leaves = x.clone().requires_grad_()
+        want = torch.stack([torch.autograd.grad(loss(xi), xi)[0] for xi in leaves.unbind()])
+        assert want.abs().sum() > 1
+        for n in range(len(x)):
+            torch.testing.assert_close(torch.func.grad(loss)(x[n]), want[n])
+            _, tangent = torch.func.jvp(loss, (x[n],), (v[n],))
+            torch.testing.assert_close(tangent, (want[n] * v[n]).sum())
+            with torch.autograd.forward_ad.dual_level():
+                dual = loss(torch.autograd.forward_ad.make_dual(x[n], v[n]))
+                tangent = torch.autograd.forward_ad.unpack_dual(dual).tangent
+            torch.testing.assert_close(tangent, (want[n] * v[n]).sum())
+        if not training:  # where each of a batch would need random numbers of its own
+            per_sample = torch.vmap(torch.func.grad(loss))(x)
+            torch.testing.assert_close(per_sample, want)
+            rows = torch.func.jacrev(loss)(x[0]), torch.func.jacfwd(loss)(x[0])
+            for found in rows:
+                torch.testing.assert_close(found, want[0])
+
+    def test_of_the_plain_recurrence(self) -> None:
+        f, x, v = (leaf(4, 2, 3) for _ in range(3))
+
+        def loss(f: Tensor) -> Tensor:
+            return linear_recurrence(f, x, reverse=True).sin().sum()
+
+        [want] = torch.autograd.grad(loss(f), f)
+        torch.testing.assert_close(torch.func.grad(loss)(f), want)
+        _, tangent = torch.func.jvp(loss, (f,), (v,))
+        torch.testing.assert_close(tangent, (want * v).sum())
+
+
 class TestOpcheck:
     @pytest.mark.parametrize("full", [False, True])
     @pytest.mark.parametrize(
