@@ -23,6 +23,7 @@ from qrnn.functional import (
     check_probability,
     pool,
 )
+from qrnn.pooling.operator import is_transformed
 from qrnn.pooling.reference import GATES
 
 
@@ -46,7 +47,9 @@ class QRNNState(NamedTuple):
 
 State = QRNNState | tuple[Tensor, Tensor]
 
-CONV2D_ROWS = 1024  # steps times sequences from which on a CPU's conv2d is ahead
+MANY_ROWS = (
+    1024  # steps times sequences from which on what is moved counts more than what is called
+)
 
 
 def check_size(argument: str, value: object, least: int = 1) -> None:
@@ -188,16 +191,16 @@ class QRNNLayer(nn.Module):
             weight = torch.cat([forward, mirrored])
         else:
             padded = F.pad(x, (0, 0, 0, 0, left, right))
-        if _conv2d_is_ahead(padded, weight):
-            image = padded.permute(2, 0, 1)[None]  # channels last: (1, I, steps, B)
-            kernel = weight.unflatten(1, (k, 1, self.input_size)).permute(0, 3, 1, 2)
-            return F.conv2d(image, kernel, self.bias)[0].permute(1, 2, 0), padded
-        rows, taps = steps + abs(self.shift), padded
+        rows, bias = steps + abs(self.shift), self.bias
+        inputs = padded
         if autocasts(x.device) and x.dtype != torch.float64:
             # as F.linear would, but of k times as much
-            taps = padded.to(torch.get_autocast_dtype(x.device.type))
-        windows = torch.cat([taps[j : j + rows] for j in range(k)], -1)
-        return F.linear(windows, weight, self.bias), padded
+            inputs = padded.to(torch.get_autocast_dtype(x.device.type))
+        many = not torch.compiler.is_compiling() and rows * x.shape[1] >= MANY_ROWS
+        if many and torch.is_grad_enabled() and not is_transformed():
+            own = (None if p is None else p.to(inputs.dtype) for p in (weight, bias))
+            return _Convolution.apply(inputs, *own, rows), padded
+        return _convolve(inputs, weight, bias, rows, many), padded
 
     def check_streaming(self) -> None:
         """Raises ValueError unless the layer runs from left to right only."""
@@ -263,18 +266,50 @@ class QRNNLayer(nn.Module):
         return output, QRNNState(h_n, c_n, (window,))
 
 
-def _conv2d_is_ahead(padded: Tensor, weight: Tensor) -> bool:
-    """Whether oneDNN's convolution takes less time than windows and their product: with many rows,
-    in float32, as long as nothing is differentiated (bench-convolution measures both)."""
-    return (
-        not torch.compiler.is_compiling()  # nor exporting
-        and not torch.is_grad_enabled()
+def _convolve(padded: Tensor, weight: Tensor, bias: Tensor | None, rows: int, many: bool) -> Tensor:
+    """padded (rows + k - 1, B, I) to (rows, B, N), weight (N, k * I), bias (N)."""
+    k = padded.shape[0] - rows + 1
+    if (
+        many
         and padded.device.type == "cpu"
-        and padded.dtype == weight.dtype == torch.float32
-        and not autocasts(padded.device)
-        and padded.shape[0] * padded.shape[1] >= CONV2D_ROWS
+        and padded.dtype == torch.float32
         and torch.backends.mkldnn.is_available()
-    )
+    ):
+        # oneDNN's convolution, of an image (1, I, steps, B) with the channels last
+        kernel = weight.unflatten(1, (k, 1, padded.shape[2])).permute(0, 3, 1, 2)
+        return F.conv2d(padded.permute(2, 0, 1)[None], kernel, bias)[0].permute(1, 2, 0)
+    return F.linear(torch.cat([padded[j : j + rows] for j in range(k)], -1), weight, bias)
+
+
+class _Convolution(torch.autograd.Function):
+    """`_convolve`, whose backward has a product for each step of the window, added up in place.
+
+    No windows are kept for it, nor their gradients made. Differentiable again.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, padded: Tensor, weight: Tensor, bias: Any, rows: int) -> Tensor:
+        ctx.save_for_backward(padded, weight)
+        return _convolve(padded, weight, bias, rows, True)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        padded, weight = ctx.saved_tensors
+        rows, I = grad.shape[0], padded.shape[2]
+        steps = range(padded.shape[0] - rows + 1)
+        grad = grad.flatten(0, 1)
+        grad_padded = grad_weight = grad_bias = None
+        if ctx.needs_input_grad[0]:
+            grad_padded = torch.zeros_like(padded, memory_format=torch.contiguous_format)
+            for j in steps:
+                tap = weight[:, j * I : (j + 1) * I]
+                grad_padded[j : j + rows].flatten(0, 1).addmm_(grad, tap)
+        if ctx.needs_input_grad[1]:
+            taps = [grad.t() @ padded[j : j + rows].flatten(0, 1) for j in steps]
+            grad_weight = torch.cat(taps, 1)
+        if ctx.needs_input_grad[2]:
+            grad_bias = grad.sum(0)
+        return grad_padded, grad_weight, grad_bias, None
 
 
 def _initial_state(layers: Sequence[QRNNLayer], batch_size: int) -> QRNNState:

@@ -21,6 +21,7 @@ from torch.library import opcheck
 
 from qrnn import QRNN, QRNNLayer, linear_recurrence
 from qrnn.functional import pool
+from qrnn.layers import MANY_ROWS
 from qrnn.pooling import operator, reference
 from qrnn.pooling.reference import DIRECTIONS, GATES
 
@@ -234,6 +235,20 @@ def test_streaming_equals_one_run() -> None:
         output, state = rnn(piece, state)
         pieces.append(output)
     torch.testing.assert_close(torch.cat(pieces), whole, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_the_convolution_of_many_rows_is_that_of_the_host(bidirectional: bool) -> None:
+    layer = QRNNLayer(24, 16, kernel_size=3, bidirectional=bidirectional, dtype=torch.float64)
+    x = torch.randn(MANY_ROWS // 4, 4, 24, dtype=torch.float64)
+    results = []
+    for device in ("cpu", DEVICE):
+        layer, x = layer.to(device), x.detach().to(device).requires_grad_()
+        gates, _ = layer.convolve(x)
+        grads = torch.autograd.grad(gates.sin().sum(), (x, *layer.parameters()))
+        results.append([value.detach().cpu() for value in (gates, *grads)])
+    for host, device_value in zip(*results, strict=True):
+        torch.testing.assert_close(device_value, host, rtol=1e-10, atol=1e-10)
 
 
 def test_zoneout_keeps_cells_at_its_rate_and_a_seed_fixes_it() -> None:

@@ -98,8 +98,16 @@ def parts(output: Tensor, state: Any) -> list[Tensor]:
     return [output, state[0], state[1], *window]
 
 
+@pytest.fixture(scope="class", params=[1, layers.MANY_ROWS])
+def many_rows(request: Any) -> Any:
+    with pytest.MonkeyPatch.context() as context:
+        context.setattr(layers, "MANY_ROWS", request.param)
+        yield
+
+
+@pytest.mark.usefixtures("many_rows")
 class TestOracle:
-    """Against the paper's equations in a float64 loop."""
+    """Against the paper's equations in a float64 loop, with either way of convolving."""
 
     @given(calls())
     def test_outputs_and_states(self, call: Any) -> None:
@@ -157,6 +165,20 @@ class TestOracle:
             return output, after.h, after.c
 
         assert torch.autograd.gradcheck(run, [v.clone().requires_grad_() for v in leaves])
+
+    @pytest.mark.parametrize("bidirectional", [False, True])
+    def test_second_finite_differences_of_the_convolution(self, bidirectional: bool) -> None:
+        layer = make(2, 1, kernel_size=3, bidirectional=bidirectional).layers[0]
+
+        def run(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+            del layer.weight, layer.bias  # to have tensors in the places of Parameters
+            layer.weight, layer.bias = weight, bias
+            return layer.convolve(x)[0]
+
+        leaves = [randn(4, 2, 2), *(p.detach() for p in layer.parameters())]
+        leaves = [v.clone().requires_grad_() for v in leaves]
+        assert torch.autograd.gradcheck(run, leaves)
+        assert torch.autograd.gradgradcheck(run, leaves)
 
 
 class TestPacked:
@@ -580,8 +602,9 @@ class TestShapes:
         close(rnn(x[:, 0])[0], rnn(x[:, :1].transpose(0, 1))[0][0])
 
 
-class TestConv2d:
-    """In inference on a CPU, many steps take another way to the same pre-activations."""
+class TestManyRows:
+    """Many steps take another way to the same pre-activations: in float32 on a CPU oneDNN's
+    convolution, and in backward products without windows."""
 
     @pytest.fixture
     def taken(self, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
@@ -598,36 +621,96 @@ class TestConv2d:
     @pytest.mark.parametrize("bidirectional", [False, True])
     @pytest.mark.parametrize("masked", [False, True])
     @pytest.mark.parametrize(("kernel_size", "sizes"), [(2, (5, 4)), (3, (1, 3)), (6, (8, 1))])
-    def test_equals_the_product_of_windows(
+    def test_equals_few_rows(
         self,
         kernel_size: int,
         sizes: tuple[int, int],
         masked: bool,
         bidirectional: bool,
         taken: list[tuple[int, ...]],
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         options = {"kernel_size": kernel_size, "masked": masked, "bidirectional": bidirectional}
         layer = QRNNLayer(*sizes, **options)
-        for T, B in ((layers.CONV2D_ROWS, 1), (64, layers.CONV2D_ROWS // 64 + 1)):
-            x = torch.randn(T, B, sizes[0])
+        for T, B in ((layers.MANY_ROWS, 1), (64, layers.MANY_ROWS // 64 + 1)):
+            x = torch.randn(T, B, sizes[0], requires_grad=True)
             lengths = torch.randint(0, T + 1, (B,))
-            want = layer.convolve(x), layer(x, None, lengths)
-            assert not taken
+            grad = torch.randn(T, B, layer.directions * sizes[1])
+
+            def run(x: Tensor = x, lengths: Tensor = lengths, grad: Tensor = grad) -> Any:
+                output, after = layer(x, None, lengths)
+                leaves = (x, *layer.parameters())
+                return output.detach(), *after, *torch.autograd.grad(output, leaves, grad)
+
+            with monkeypatch.context() as context:
+                context.setattr(layers, "MANY_ROWS", 10**9)
+                want = run()
+                assert not taken
+            close(run(), want, 1e-4)
             with torch.no_grad():
-                got = layer.convolve(x), layer(x, None, lengths)
-            assert len(taken) == 2
+                gates, _ = layer.convolve(x)
+                close(layer(x, None, lengths)[0], want[0], 1e-5)
+            assert len(taken) == 3 and gates.is_contiguous()
             taken.clear()
-            assert got[0][0].is_contiguous()
-            close(got, want, 1e-5)
+
+    def test_no_windows_are_kept_nor_made_in_backward(self) -> None:
+        k, T, B, I = 4, 64, 16, 8
+        layer = QRNNLayer(I, 2, kernel_size=k)
+        kept = []
+        x = torch.randn(T, B, I, requires_grad=True)
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda t: kept.append(t.numel()) or t, lambda t: t
+        ):
+            gates, _ = layer.convolve(x)
+        assert max(kept) == (T + k - 1) * B * I
+        sizes = []
+
+        class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+            def __torch_dispatch__(self, function: Any, _: Any, args: Any = (), kwargs: Any = None):
+                out = function(*args, **(kwargs or {}))
+                sizes.append(out.numel() if isinstance(out, Tensor) else 0)
+                return out
+
+        with Watch():
+            gates.sum().backward()
+        assert max(sizes) == (T + k - 1) * B * I
+
+    @pytest.mark.parametrize("bidirectional", [False, True])
+    def test_under_autocast(self, bidirectional: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+        layer = QRNNLayer(4, 3, kernel_size=3, bidirectional=bidirectional)
+        x = torch.randn(layers.MANY_ROWS // 8, 8, 4, requires_grad=True)
+        leaves = (x, *layer.parameters())
+
+        def run() -> Any:
+            with torch.autocast("cpu", torch.bfloat16):
+                gates, padded = layer.convolve(x)
+            assert gates.dtype == torch.bfloat16 and padded.dtype == torch.float32
+            return gates.detach().float(), *torch.autograd.grad(gates.float().sin().sum(), leaves)
+
+        found = run()
+        monkeypatch.setattr(layers, "MANY_ROWS", 10**9)
+        for a, b in zip(found, run(), strict=True):
+            assert a.dtype == torch.float32
+            assert (a - b).norm() < 0.02 * b.norm()  # eight bits
+
+    @pytest.mark.parametrize("frozen", ["x", "weight", "bias", "no bias"])
+    def test_gradients_of_some(self, frozen: str) -> None:
+        layer = QRNNLayer(3, 2, bias=frozen != "no bias")
+        x = torch.randn(layers.MANY_ROWS, 1, 3, requires_grad=frozen != "x")
+        if frozen in ("weight", "bias"):
+            layer.get_parameter(frozen).requires_grad_(False)
+        layer(x)[0].sum().backward()
+        leaves = {"x": x, **dict(layer.named_parameters())}
+        assert {n for n, p in leaves.items() if p.grad is not None} == leaves.keys() - {frozen}
 
     def test_pieces_of_either_kind(self, taken: list[tuple[int, ...]]) -> None:
         rnn = QRNN(6, 5, 2, kernel_size=3)
-        x = torch.randn(2 * layers.CONV2D_ROWS, 1, 6)
+        x = torch.randn(2 * layers.MANY_ROWS, 1, 6)
         with torch.no_grad():
             whole, last = rnn(x, rnn.initial_state(1))
             assert len(taken) == 2
             outputs, state = [], rnn.initial_state(1)
-            for piece in x.split([7, layers.CONV2D_ROWS, layers.CONV2D_ROWS - 7]):
+            for piece in x.split([7, layers.MANY_ROWS, layers.MANY_ROWS - 7]):
                 output, state = rnn(piece, state)
                 outputs.append(output)
         assert len(taken) == 4
@@ -636,8 +719,7 @@ class TestConv2d:
         equal(state.window[0], last.window[0])
 
     def test_is_not_for_other_calls(self, taken: list[tuple[int, ...]]) -> None:
-        layer, x = QRNNLayer(3, 2, kernel_size=2), torch.randn(layers.CONV2D_ROWS, 1, 3)
-        layer(x)
+        layer, x = QRNNLayer(3, 2, kernel_size=2), torch.randn(layers.MANY_ROWS, 1, 3)
         with torch.no_grad():
             layer(x[2:])
             QRNNLayer(3, 2, kernel_size=1)(x)
@@ -650,7 +732,8 @@ class TestConv2d:
         assert not taken
         with torch.inference_mode():
             layer(x)
-        assert taken == [(1, 3, layers.CONV2D_ROWS + 1, 1)]
+        layer(x)
+        assert taken == [(1, 3, layers.MANY_ROWS + 1, 1)] * 2
 
 
 class TestModule:

@@ -72,20 +72,20 @@ def pool(
         h (T, B, D * H); cells (T, B, D * H), or empty when not kept and for "f", whose cells
         are h; c_n (D, B, H), the cells after the last valid step.
     """
-    function = reference.pool if _is_transformed() else torch.ops.qrnn.pool.default
+    function = reference.pool if is_transformed() else torch.ops.qrnn.pool.default
     return function(gates, c0, lengths, seed, pooling, direction, zoneout, keep_cells, shift)
 
 
 def linear_recurrence(f: Tensor, x: Tensor, h0: Tensor, reverse: bool) -> Tensor:
     """h_t = f_t h_{t-1} + x_t over the first dimension; see `functional.linear_recurrence`."""
-    transformed = _is_transformed()
+    transformed = is_transformed()
     function = (
         reference.linear_recurrence if transformed else torch.ops.qrnn.linear_recurrence.default
     )
     return function(f, x, h0, reverse)
 
 
-def _is_transformed() -> bool:
+def is_transformed() -> bool:
     """Whether a transform of torch.func, or forward-mode differentiation, is at work.
 
     Of those the operators know nothing: torch would take their tangents for zero. The reference is
