@@ -3,9 +3,12 @@
 //
 //   make data-imdb download-glove && allennlp train configs/imdb_lm.jsonnet
 //
-// No review of the classifier's is in it: those of unsup.jsonl whose text is in dev.jsonl or
-// test.jsonl are left out. The word vectors stay as they are, so that the classifier, which has
-// another vocabulary, can start from the same. The usual values, none tuned.
+// Cost: 45 minutes on two CPU cores with the callback "bfloat16_autocast". Expect: a perplexity of
+// 116 on dev (record imdb-lm-forward-cpu-word2vec-imdb-300d-seed1, from stand-in vectors).
+//
+// Reviews of unsup.jsonl whose text is in dev.jsonl or test.jsonl are left out. The word vectors stay
+// as they are, so that the classifier, which has another vocabulary, can start from the same. Words
+// that come less than five times are <unk>. None of the choices was tuned.
 local imdb = import "imdb.jsonnet";
 local path = std.split(std.thisFile, "/");
 local root = std.join("/", path[0:std.length(path) - 1] + [".."]) + "/";

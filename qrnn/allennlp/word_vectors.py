@@ -54,7 +54,8 @@ class WordVectorsVocabulary(Vocabulary):
 class WordVectors(Embedding):
     """AllenNLP's Embedding, which falls back on random vectors when `pretrained_file` is not there.
 
-    The fallback is logged as a warning, and the run file (see callbacks.py) names what was used.
+    The fallback is logged as a warning, and the run file (see callbacks.py) names what was used; with
+    trainable=False it is an error.
     Random vectors are N(0, 1): a QRNN multiplies small factors, and AllenNLP's own start values
     (for 30,000 words within 0.015) starve the layers above. Padding, where the vocabulary has it,
     is zero. Words without a vector in the file start from N(m, s) with its vectors' mean and
@@ -81,6 +82,11 @@ class WordVectors(Embedding):
             raise ConfigurationError(f"dropout: expected 0 <= dropout < 1, got {dropout}")
         found = pretrained_file is not None and Path(pretrained_file).exists()
         if pretrained_file is not None and not found:
+            if not trainable:
+                raise ConfigurationError(
+                    f"pretrained_file: {pretrained_file} does not exist, and with trainable=False "
+                    "nothing would come in the place of its vectors: see `make download-glove`"
+                )
             logger.warning(
                 "NO WORD VECTORS: %s does not exist. The embeddings start at random, and results "
                 "are not comparable with those that start from word vectors.",

@@ -37,6 +37,8 @@ def test_a_missing_file_is_a_loud_warning_and_a_random_start(vocabulary, tmp_pat
     found = embedder(vocabulary, pretrained_file=path)
     assert "NO WORD VECTORS" in caplog.text and path in caplog.text
     assert found.source == "none (random start)"
+    with pytest.raises(ConfigurationError, match=r"glove\.txt\.gz does not exist, and with train"):
+        embedder(vocabulary, pretrained_file=path, trainable=False)
 
 
 @pytest.fixture
