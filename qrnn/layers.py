@@ -47,9 +47,7 @@ class QRNNState(NamedTuple):
 
 State = QRNNState | tuple[Tensor, Tensor]
 
-MANY_ROWS = (
-    1024  # steps times sequences from which on what is moved counts more than what is called
-)
+MANY_ROWS = 1024  # steps times sequences; with fewer, calls cost more than moving data
 
 
 def check_size(argument: str, value: object, least: int = 1) -> None:

@@ -72,17 +72,17 @@ def pool(
         h (T, B, D * H); cells (T, B, D * H), or empty when not kept and for "f", whose cells
         are h; c_n (D, B, H), the cells after the last valid step.
     """
-    function = reference.pool if is_transformed() else torch.ops.qrnn.pool.default
-    return function(gates, c0, lengths, seed, pooling, direction, zoneout, keep_cells, shift)
+    arguments = gates, c0, lengths, seed, pooling, direction, zoneout, keep_cells, shift
+    if is_transformed():
+        return reference.pool(*arguments)
+    return torch.ops.qrnn.pool.default(*arguments)
 
 
 def linear_recurrence(f: Tensor, x: Tensor, h0: Tensor, reverse: bool) -> Tensor:
     """h_t = f_t h_{t-1} + x_t over the first dimension; see `functional.linear_recurrence`."""
-    transformed = is_transformed()
-    function = (
-        reference.linear_recurrence if transformed else torch.ops.qrnn.linear_recurrence.default
-    )
-    return function(f, x, h0, reverse)
+    if is_transformed():
+        return reference.linear_recurrence(f, x, h0, reverse)
+    return torch.ops.qrnn.linear_recurrence.default(f, x, h0, reverse)
 
 
 def is_transformed() -> bool:
