@@ -26,7 +26,8 @@ SHAPE = dict.fromkeys(("batch", "length", "units"), NUMBER)
 
 METRICS = {
     "imdb": ("dev_accuracy", "test_accuracy"),
-    **dict.fromkeys(("imdb-lm", "ptb"), ("valid_perplexity", "test_perplexity", "parameters")),
+    "imdb-lm": ("valid_perplexity", "parameters"),
+    "ptb": ("valid_perplexity", "test_perplexity", "parameters"),
     "iwslt": (
         *("dev_bleu", "test_bleu", "dev_perplexity", "parameters"),
         *("characters", "updates", "train_chars_per_second"),

@@ -157,17 +157,17 @@ def evaluate(directory: Path) -> None:
 
 
 def outcome(directory: Path) -> dict[str, Any]:
-    told, best, test = (
-        read_json(directory / name) for name in ("run.json", "metrics.json", "test.json")
+    told, best, config = (
+        read_json(directory / name) for name in ("run.json", "metrics.json", "config.json")
     )
+    test = directory / "test.json"
     training = (f"training_{name}" for name in ("loss", "tokens", "reviews", *MEASURES))
     kept = ("epoch", "seconds", "validation_", *training)
-    config = read_json(directory / "config.json")
-    [measure] = [name for name in MEASURES if name in test]
+    [measure] = [name for name in MEASURES if f"best_validation_{name}" in best]
     return {
         "metrics": {
             f"{MEASURES[measure]}_{measure}": best[f"best_validation_{measure}"],
-            f"test_{measure}": test[measure],
+            **({f"test_{measure}": read_json(test)[measure]} if test.exists() else {}),
             "best_epoch": best["best_epoch"],
             "parameters": told["parameters"],
         },

@@ -93,6 +93,13 @@ def test_a_language_model_is_measured_by_its_perplexity(tmp_path):
     }  # fmt: skip
 
 
+def test_what_others_start_from_is_not_tested(commands):
+    config = Path("configs/imdb_lm.jsonnet")
+    path = experiment.run("imdb-lm", config, "forward", seed=3)
+    assert "test_accuracy" not in json.loads(path.read_text())["metrics"]
+    assert [call[0] for call in commands.called] == ["train"]
+
+
 def test_a_finished_run_is_not_repeated(commands):
     assert run() == run()
     assert len(commands.called) == 2
