@@ -187,7 +187,7 @@ def evaluate(
 def check_shift(backend: Any, pooling: str, shift: int, T: int, dtype: torch.dtype) -> None:
     """That a backend gives for halves that lie `shift` rows apart what it gives for halves side by
     side, to the last bit, with NaN in the rows that no step has and gradients of zero there."""
-    B, H, G = 3, 5, len(BLOCKS[pooling])
+    B, H, G = 3, 6, len(BLOCKS[pooling])
     together = torch.randn(T, B, 2, G * H).to(dtype)
     apart = torch.full((T + abs(shift), B, 2, G * H), torch.nan, dtype=dtype)
     rows = [slice(first, first + T) for first in ((0, shift) if shift > 0 else (-shift, 0))]

@@ -5,6 +5,7 @@ of PyTorch operations in the same type. New memory holds NaN, so that what a ker
 shows.
 """
 
+import importlib
 import os
 import shutil
 import subprocess
@@ -28,6 +29,7 @@ from qrnn.pooling.reference import DIRECTIONS, GATES
 if not torch.cuda.is_available():
     pytest.skip("no CUDA device", allow_module_level=True)
 pytest.importorskip("cupy", reason="no CuPy: the kernels cannot be compiled")
+cuda = importlib.import_module("qrnn.pooling.cuda")
 
 # cuBLAS is deterministic with this only, and the mode that fills new memory wants it to be
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -114,16 +116,13 @@ def assert_as_good(ours: list[Tensor], same_type: list[Tensor], truth: list[Tens
         assert error(a, t) <= bound, (n, error(a, t), error(b, t))
 
 
-@pytest.mark.parametrize("dtype", TYPES)
-@pytest.mark.parametrize("direction", DIRECTIONS)
-@pytest.mark.parametrize("pooling", GATES)
-@pytest.mark.parametrize("T", [0, 1, 7, 64, 300])  # 300: in chunks
-def test_the_operator(dtype: torch.dtype, direction: str, pooling: str, T: int) -> None:
-    B, H = 5, 40
+def check_operator(
+    dtype: torch.dtype, direction: str, pooling: str, T: int, B: int, H: int
+) -> None:
     D, G = DIRECTIONS[direction], GATES[pooling]
     gates, c0 = 2 * random(T, B, D * G * H, dtype=dtype), random(D, B, H, dtype=dtype)
     grads = [random(T, B, D * H), random(D, B, H)]
-    lengths = torch.tensor([T, 0, T // 2, min(T, 1), T], device=DEVICE)
+    lengths = torch.tensor([T, 0, T // 2, min(T, 1), T][:B], device=DEVICE)
     seed = torch.tensor(2**62 + 12345, device=DEVICE)
     for case in ((None, None, 0.0), (lengths, seed, 0.4), (lengths, None, 0.3)):
         options = (*case[:2], pooling, direction, case[2])
@@ -138,6 +137,26 @@ def test_the_operator(dtype: torch.dtype, direction: str, pooling: str, T: int) 
             with_gradients(composed, [gates.to(t), c0.to(t)], grads) for t in (dtype, torch.float64)
         )
         assert_as_good(ours, same_type, truth)
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("pooling", GATES)
+@pytest.mark.parametrize("T", [0, 1, 7, 64, 300])  # 300: in chunks
+def test_the_operator(dtype: torch.dtype, direction: str, pooling: str, T: int) -> None:
+    check_operator(dtype, direction, pooling, T, B=5, H=40)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("pooling", GATES)
+@pytest.mark.parametrize(("T", "blocks"), [(20, cuda.PAIRS_FROM), (300, 1)])  # 300: in chunks
+def test_the_operator_on_pairs_of_channels(
+    dtype: torch.dtype, direction: str, pooling: str, T: int, blocks: int
+) -> None:
+    H = blocks * cuda.BLOCK * torch.cuda.get_device_properties(0).multi_processor_count // 2
+    assert cuda._Grid([random(1, dtype=dtype)], T, 2, 1, H, None, False).type.startswith("pair")
+    check_operator(dtype, direction, pooling, T, B=2, H=H)
 
 
 def test_padding_is_not_read_and_gives_zeros() -> None:

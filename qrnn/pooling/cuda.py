@@ -33,6 +33,7 @@ COLUMNS_PER_SM = 512  # with this many, one multiprocessor has enough loads in f
 LEAST_CHUNK = 64  # steps, a multiple of UNROLL
 FEWEST_CHUNKS = 4  # fewer do not make up for reading the input twice
 MOST_CHUNKS = 65_535  # CUDA's limit on a grid's second dimension
+PAIRS_FROM = 2  # blocks per multiprocessor: with fewer, one channel a thread is more parallel
 UNROLL = 8  # as in pooling.cu
 
 SHAPE = np.dtype(
@@ -52,7 +53,10 @@ def _module(template: str) -> Any:
     """The kernels of one choice of template arguments: no more is compiled than is used."""
     kernels = [f"{name}<{template}>" for name in (POOLS if "," in template else SCANS)]
     source = Path(__file__).with_name("pooling.cu").read_text(encoding="utf-8")
-    return cupy.RawModule(code=source, options=("--std=c++17",), name_expressions=kernels)
+    options = ["--std=c++17"]
+    if "16" in template:  # what a float32 below 1e-38 would add is far below the rounding
+        options.append("--ftz=true")
+    return cupy.RawModule(code=source, options=tuple(options), name_expressions=kernels)
 
 
 @cache
@@ -89,11 +93,15 @@ def _pointer(x: Tensor | None) -> np.uint64:
 
 
 class _Grid:
-    """The columns and chunks of one call, and what the kernels are told about its shape."""
+    """The columns and chunks of one call, and what the kernels are told about its shape.
+
+    A thread owns a channel, or, of `inputs` in 16 bits, a pair of channels; `more` are the template
+    arguments that follow the one that says so.
+    """
 
     def __init__(
         self,
-        like: Tensor,
+        inputs: Sequence[Tensor | None],
         T: int,
         B: int,
         D: int,
@@ -101,52 +109,74 @@ class _Grid:
         lengths: Tensor | None,
         reverse: bool,
         shift: int = 0,
+        more: str = "",
     ) -> None:
-        self.like, self.columns = like, B * D * H
-        wanted = _multiprocessors(like.device) * COLUMNS_PER_SM // max(self.columns, 1)
+        assert inputs[0] is not None
+        self.like, self.channels, self.lengths = inputs[0], B * D * H, lengths
+        self.type = TYPES[self.like.dtype]
+        self._divide(T, self.channels)
+        enough = self.blocks * self.chunks >= PAIRS_FROM * _multiprocessors(self.like.device)
+        aligned = all(v is None or v.data_ptr() % 4 == 0 for v in inputs)
+        if enough and aligned and self.like.itemsize == 2 and H % 2 == 0:
+            H, self.type = H // 2, f"pair<{self.type}>"
+            self._divide(T, self.channels // 2)
+        self.template = self.type + more
+        start = 0 if lengths is None else lengths.data_ptr()
+        self.shape = _struct(SHAPE, T, B, D, H, self.chunk, start, reverse, shift)
+
+    def _divide(self, T: int, columns: int) -> None:
+        wanted = _multiprocessors(self.like.device) * COLUMNS_PER_SM // max(columns, 1)
         chunk = max(LEAST_CHUNK, -(-T // min(max(wanted, 1), MOST_CHUNKS)))
         chunk += -chunk % UNROLL
         self.chunks = -(-T // chunk)
         if self.chunks < FEWEST_CHUNKS:
             self.chunks, chunk = 1, max(T, 1)
-        self.blocks = -(-self.columns // BLOCK)
-        self.lengths = lengths
-        start = 0 if lengths is None else lengths.data_ptr()
-        self.shape = _struct(SHAPE, T, B, D, H, chunk, start, reverse, shift)
+        self.chunk, self.blocks = chunk, -(-columns // BLOCK)
 
-    def run(self, kernel: str, template: str, *arguments: Any) -> None:
+    def run(self, kernel: str, *arguments: Any) -> None:
         """Launches `kernel` on all columns and chunks."""
         pointers = [_pointer(a) if a is None or isinstance(a, Tensor) else a for a in arguments]
         if self.blocks:
             grid = (self.blocks, self.chunks)
-            _launch(kernel, template, self.like, grid, [self.shape, *pointers])
+            _launch(kernel, self.template, self.like, grid, [self.shape, *pointers])
 
     def states(
-        self, kernel: str, template: str, *arguments: Any, start: Tensor | None, backward: bool
+        self, kernel: str, *arguments: Any, start: Tensor | None, backward: bool
     ) -> Tensor | None:
         """The state at which each chunk starts, from `kernel` and `carry`; None for one chunk."""
         if self.chunks == 1:
             return None
         wide = torch.float64 if self.like.dtype == torch.float64 else torch.float32
-        summary = self.like.new_empty((2, self.chunks, self.columns), dtype=wide)
-        self.run(kernel, template, *arguments, summary)
+        summary = self.like.new_empty((2, self.chunks, self.channels), dtype=wide)
+        self.run(kernel, *arguments, summary)
         pointers = [np.int64(self.chunks), _pointer(start), _pointer(summary), np.int32(backward)]
         if self.blocks:
-            scan = TYPES[self.like.dtype]
-            _launch("carry", scan, self.like, (self.blocks, 1), [self.shape, *pointers])
+            _launch("carry", self.type, self.like, (self.blocks, 1), [self.shape, *pointers])
         return summary[1]
 
 
-def _options(
-    gates: Tensor, pooling: str, direction: str, seed: Tensor | None, zoneout: float
-) -> tuple[int, int, str, Any]:
-    """D, H, the template arguments and the Zoneout; a tensor `seed` has to outlive the launch."""
-    D, G, drawn = DIRECTIONS[direction], GATES[pooling], seed is not None
-    template = f"{TYPES[gates.dtype]}, {G}, {str(drawn).lower()}"
+def _pool_grid(
+    inputs: Sequence[Tensor | None],
+    lengths: Tensor | None,
+    seed: Tensor | None,
+    pooling: str,
+    direction: str,
+    zoneout: float,
+    shift: int,
+) -> tuple[_Grid, Any, tuple[int, int, int, int]]:
+    """The grid, the Zoneout and (T, B, D, H); a tensor `seed` has to outlive the launch.
+
+    The first of `inputs` are the gates.
+    """
+    assert inputs[0] is not None
+    (rows, B, N), D, G = inputs[0].shape, DIRECTIONS[direction], GATES[pooling]
+    shape = (rows - abs(shift), B, D, N // (D * G))
+    drawn = seed is not None
+    more = f", {G}, {str(drawn).lower()}"
+    grid = _Grid(inputs, *shape, lengths, direction == "reverse", shift, more)
     threshold = int(np.ceil(zoneout * (1 << 24)))
     start = 0 if seed is None else seed.data_ptr()
-    drop = _struct(ZONEOUT, start, threshold, 1.0 if drawn else 1 - zoneout)
-    return D, gates.shape[2] // (D * G), template, drop
+    return grid, _struct(ZONEOUT, start, threshold, 1.0 if drawn else 1 - zoneout), shape
 
 
 def pool(
@@ -161,17 +191,16 @@ def pool(
     shift: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See `operator.pool`."""
-    T, B = gates.shape[0] - abs(shift), gates.shape[1]
-    D, H, template, drop = _options(gates, pooling, direction, seed, zoneout)
     gates = gates.contiguous()
     c0 = None if c0 is None else c0.contiguous()
-    grid = _Grid(gates, T, B, D, H, lengths, direction == "reverse", shift)
-    states = grid.states("pool_summarise", template, drop, gates, start=c0, backward=False)
+    options = (lengths, seed, pooling, direction, zoneout, shift)
+    grid, drop, (T, B, D, H) = _pool_grid((gates, c0), *options)
+    states = grid.states("pool_summarise", drop, gates, start=c0, backward=False)
     h, c_n = gates.new_empty(T, B, D * H), gates.new_empty(D, B, H)
     kept = keep_cells and pooling != "f"
     cells = gates.new_empty((T, B, D * H) if kept else (0,))
     stored = cells if kept else None
-    grid.run("pool_forward", template, drop, gates, c0, states, h, stored, c_n)
+    grid.run("pool_forward", drop, gates, c0, states, h, stored, c_n)
     return h, cells, c_n
 
 
@@ -189,19 +218,16 @@ def pool_backward(
     shift: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """See `operator.pool_backward`."""
-    T, B = gates.shape[0] - abs(shift), gates.shape[1]
-    D, H, template, drop = _options(gates, pooling, direction, seed, zoneout)
     grad_h, gates, cells = grad_h.contiguous(), gates.contiguous(), cells.contiguous()
     grad_c_n, c0 = (None if v is None else v.contiguous() for v in (grad_c_n, c0))
-    grid = _Grid(gates, T, B, D, H, lengths, direction == "reverse", shift)
+    inputs = (gates, c0, cells, grad_h, grad_c_n)
+    options = (lengths, seed, pooling, direction, zoneout, shift)
+    grid, drop, (_, B, D, H) = _pool_grid(inputs, *options)
     states = grid.states(
-        "pool_backward_summarise", template, drop, gates, grad_h, start=grad_c_n, backward=True
+        "pool_backward_summarise", drop, gates, grad_h, start=grad_c_n, backward=True
     )
     grad_gates, grad_c0 = torch.empty_like(gates), gates.new_empty(D, B, H)
-    grid.run(
-        "pool_backward", template,
-        drop, gates, c0, cells, grad_h, grad_c_n, states, grad_gates, grad_c0,
-    )  # fmt: skip
+    grid.run("pool_backward", drop, *inputs, states, grad_gates, grad_c0)
     return grad_gates, grad_c0
 
 
@@ -209,11 +235,10 @@ def linear_recurrence(f: Tensor, x: Tensor, h0: Tensor, reverse: bool) -> Tensor
     """See `functional.linear_recurrence`."""
     T, B, H = f.shape
     f, x, h0 = f.contiguous(), x.contiguous(), h0.contiguous()
-    grid = _Grid(f, T, B, 1, H, None, reverse)
-    template = TYPES[f.dtype]
-    states = grid.states("recurrence_summarise", template, f, x, start=h0, backward=False)
+    grid = _Grid((f, x, h0), T, B, 1, H, None, reverse)
+    states = grid.states("recurrence_summarise", f, x, start=h0, backward=False)
     h = torch.empty_like(f)
-    grid.run("recurrence", template, f, x, h0, states, h)
+    grid.run("recurrence", f, x, h0, states, h)
     return h
 
 
@@ -223,11 +248,8 @@ def linear_recurrence_backward(
     """See `operator`: the gradients at f, x and h0."""
     T, B, H = f.shape
     grad_h, f, h0, h = (v.contiguous() for v in (grad_h, f, h0, h))
-    grid = _Grid(f, T, B, 1, H, None, reverse)
-    template = TYPES[f.dtype]
-    states = grid.states(
-        "recurrence_backward_summarise", template, f, grad_h, start=None, backward=True
-    )
+    grid = _Grid((f, h0, h, grad_h), T, B, 1, H, None, reverse)
+    states = grid.states("recurrence_backward_summarise", f, grad_h, start=None, backward=True)
     grad_f, grad_x, grad_h0 = torch.empty_like(f), torch.empty_like(f), torch.empty_like(h0)
-    grid.run("recurrence_backward", template, f, h0, h, grad_h, states, grad_f, grad_x, grad_h0)
+    grid.run("recurrence_backward", f, h0, h, grad_h, states, grad_f, grad_x, grad_h0)
     return grad_f, grad_x, grad_h0

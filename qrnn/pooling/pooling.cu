@@ -1,10 +1,11 @@
 // The pooling operator for CUDA, compiled at run time (NVRTC) by cuda.py, and by the tests for the
 // host: no header is needed, and nothing but the functions under "device" differs between the two.
 //
-// A thread owns one channel of one sequence in one direction, a "column", and walks its steps. Its
-// neighbours own the neighbouring channels, so that every access of a warp is one contiguous row.
-// UNROLL steps are loaded before any is used, to keep that many loads in flight. Addresses are not
-// computed but advanced: 64-bit products at every access would cost more than the arithmetic.
+// A thread owns one channel (or one pair of 16-bit channels) of one sequence in one direction, a
+// "column", and walks its steps. Its neighbours own the neighbouring channels, so that every access
+// of a warp is one contiguous row. UNROLL steps are loaded before any is used, to keep that many
+// loads in flight. Addresses are not computed but advanced: 64-bit products at every access would
+// cost more than the arithmetic.
 //
 // Where columns are too few to fill the GPU, time is cut into chunks: `summarise` finds what a chunk
 // does to the state (c -> factor * c + addend), `carry` runs over the chunks, and the main kernel
@@ -53,8 +54,42 @@ __device__ inline void store(bfloat16* p, float x) {
 #endif
 }
 
+// Two neighbouring channels of 16 bits: loaded and stored as one, each costs half the instructions.
+// Kernels for pairs are told half the H, and do all their arithmetic in two floats.
+template <typename T> struct alignas(4) pair { T first, second; };
+
+struct alignas(8) floats {
+  float first, second;
+  floats() = default;
+  __device__ floats(float x) : first(x), second(x) {}
+  __device__ floats(float x, float y) : first(x), second(y) {}
+};
+__device__ inline floats operator+(floats a, floats b) {
+  return floats(a.first + b.first, a.second + b.second);
+}
+__device__ inline floats operator-(floats a, floats b) {
+  return floats(a.first - b.first, a.second - b.second);
+}
+__device__ inline floats operator*(floats a, floats b) {
+  return floats(a.first * b.first, a.second * b.second);
+}
+__device__ inline void operator+=(floats& a, floats b) { a = a + b; }
+__device__ inline void operator*=(floats& a, floats b) { a = a * b; }
+
+template <typename T> __device__ inline floats load(const pair<T>* p) {
+  pair<T> both = *p;
+  return floats(load(&both.first), load(&both.second));
+}
+template <typename T> __device__ inline void store(pair<T>* p, floats x) {
+  pair<T> both;
+  store(&both.first, x.first);
+  store(&both.second, x.second);
+  *p = both;
+}
+
 template <typename T> struct wide { typedef float type; };
 template <> struct wide<double> { typedef double type; };
+template <typename T> struct wide<pair<T>> { typedef floats type; };
 
 // Of the type that is stored: 16 bits need no more than the fast exponential.
 template <typename T> __device__ inline float sigmoid(float x) {
@@ -65,13 +100,25 @@ template <typename T> __device__ inline float hyperbolic(float x) {
   return sizeof(T) == 2 ? 1.0f - __fdividef(2.0f, 1.0f + __expf(2.0f * x)) : tanhf(x);
 }
 template <typename T> __device__ inline double hyperbolic(double x) { return tanh(x); }
+template <typename T> __device__ inline floats sigmoid(floats x) {
+  return floats(sigmoid<half16>(x.first), sigmoid<half16>(x.second));
+}
+template <typename T> __device__ inline floats hyperbolic(floats x) {
+  return floats(hyperbolic<half16>(x.first), hyperbolic<half16>(x.second));
+}
 
-// Whether entry n of reference.uniform(seed) is below the rate, both as 24-bit integers.
-__device__ inline bool dropped(u64 seed, u64 n, u64 threshold) {
+// 0 if entry n of reference.uniform(seed) is below the rate, both as 24-bit integers; else 1.
+__device__ inline float survives(u64 seed, u64 n, u64 threshold) {
   u64 x = seed + 0x9E3779B97F4A7C15ull * (n + 1);
   x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9ull;
   x = (x ^ (x >> 27)) * 0x94D049BB133111EBull;
-  return ((x ^ (x >> 31)) >> 40) < threshold;
+  return ((x ^ (x >> 31)) >> 40) < threshold ? 0.0f : 1.0f;
+}
+template <typename A> __device__ inline void draw(A& alive, u64 seed, u64 n, u64 threshold) {
+  alive = survives(seed, n, threshold);
+}
+__device__ inline void draw(floats& alive, u64 seed, u64 n, u64 threshold) {
+  alive = floats(survives(seed, 2 * n, threshold), survives(seed, 2 * n + 1, threshold));
 }
 
 // ---- what every kernel is told
@@ -148,22 +195,22 @@ struct Chunk {
 
 template <typename T, int G, bool DRAWN> struct Gates {
   typedef typename wide<T>::type A;
-  A pre[G];
+  T pre[G];
   A z, f, alive, update, o, i;
 
   __device__ void read(const T* gates, i64 H) {
-    for (int g = 0; g < G; ++g) pre[g] = load(gates + g * H);
+    for (int g = 0; g < G; ++g) pre[g] = gates[g * H];
   }
   __device__ void activate(const Zoneout& zoneout, u64 seed, i64 place) {
-    z = hyperbolic<T>(pre[0]);
-    f = sigmoid<T>(pre[1]);
+    z = hyperbolic<T>(load(&pre[0]));
+    f = sigmoid<T>(load(&pre[1]));
     if (DRAWN)
-      alive = dropped(seed, (u64)place, zoneout.threshold) ? A(0) : A(1);
+      draw(alive, seed, (u64)place, zoneout.threshold);
     else
       alive = (A)zoneout.keep;
     update = alive * (A(1) - f);
-    if (G > 2) o = sigmoid<T>(pre[G > 2 ? 2 : 0]);
-    i = G > 3 ? sigmoid<T>(pre[G > 3 ? 3 : 0]) : update;
+    if (G > 2) o = sigmoid<T>(load(&pre[G > 2 ? 2 : 0]));
+    i = G > 3 ? sigmoid<T>(load(&pre[G > 3 ? 3 : 0])) : update;
   }
 };
 
@@ -298,20 +345,20 @@ __global__ void pool_backward_summarise(Shape shape, Zoneout zoneout, const T* g
   A factor = 1, addend = 0;
   in_blocks(chunk.steps, [&](auto count) {
     Gates<T, G, DRAWN> gate[UNROLL];
-    A grad[UNROLL];
+    T grads[UNROLL];
     for (int u = 0; u < UNROLL; ++u)
       if (u < count) {
         gate[u].read(gates, shape.H);
-        grad[u] = load(grad_h);
+        grads[u] = *grad_h;
         gates += step * G;
         grad_h += step;
       }
     for (int u = 0; u < UNROLL; ++u)
       if (u < count) {
         gate[u].activate(zoneout, seed, place);
-        A keep = A(1) - gate[u].update;
+        A keep = A(1) - gate[u].update, grad = load(&grads[u]);
         factor *= keep;
-        addend = keep * (addend + (G > 2 ? gate[u].o * grad[u] : grad[u]));
+        addend = keep * (addend + (G > 2 ? gate[u].o * grad : grad));
         place += step;
       }
   });
@@ -329,7 +376,7 @@ __global__ void pool_backward(Shape shape, Zoneout zoneout, const T* gates, cons
   if (!column.exists()) return;
   Chunk chunk(shape, column);
   u64 seed = DRAWN ? (u64)*zoneout.seed : 0;
-  A first = c0 ? load(c0 + column.state(shape)) : A(0);
+  T first = c0 ? c0[column.state(shape)] : T();
   A g = states ? states[blockIdx.y * column.columns + column.n]
                : grad_c_n ? load(grad_c_n + column.state(shape)) : A(0);
   i64 place = column.place(chunk.end - 1), step = -column.step();
@@ -345,28 +392,29 @@ __global__ void pool_backward(Shape shape, Zoneout zoneout, const T* gates, cons
   }
   in_blocks(chunk.steps, [&](auto count) {
     Gates<T, G, DRAWN> gate[UNROLL];
-    A grad[UNROLL], c[UNROLL];  // the cell before each step
+    T grads[UNROLL], earlier[UNROLL];  // the cell before each step
     int inside = before < UNROLL ? (int)before : UNROLL;
     for (int u = 0; u < UNROLL; ++u)
       if (u < count) {
         gate[u].read(gates, shape.H);
-        grad[u] = load(grad_h);
+        grads[u] = *grad_h;
         gates += step * G;
         grad_h += step;
         cells += step;
-        c[u] = u < inside ? load(cells) : first;
+        earlier[u] = u < inside ? *cells : first;
       }
     for (int u = 0; u < UNROLL; ++u)
       if (u < count) {
         gate[u].activate(zoneout, seed, place);
         A z = gate[u].z, f = gate[u].f, o = gate[u].o, i = gate[u].i;
-        g += G > 2 ? o * grad[u] : grad[u];
+        A grad = load(&grads[u]), c_before = load(&earlier[u]);
+        g += G > 2 ? o * grad : grad;
         store(out, g * i * (A(1) - z * z));
-        store(out + shape.H, g * (G > 3 ? c[u] : c[u] - z) * gate[u].alive * f * (A(1) - f));
-        if (G > 2) store(out + 2 * shape.H, grad[u] * c_here * o * (A(1) - o));
+        store(out + shape.H, g * (G > 3 ? c_before : c_before - z) * gate[u].alive * f * (A(1) - f));
+        if (G > 2) store(out + 2 * shape.H, grad * c_here * o * (A(1) - o));
         if (G > 3) store(out + 3 * shape.H, g * z * i * (A(1) - i));
         g *= A(1) - gate[u].update;
-        c_here = c[u];
+        c_here = c_before;
         out += step * G;
         place += step;
       }
@@ -401,18 +449,19 @@ __global__ void recurrence_summarise(Shape shape, const T* f, const T* x,
   }
   A factor = 1, addend = 0;
   in_blocks(chunk.steps, [&](auto count) {
-    A factors[UNROLL], addends[UNROLL];
+    T factors[UNROLL], addends[UNROLL];
     for (int u = 0; u < UNROLL; ++u)
       if (u < count) {
-        factors[u] = load(f);
-        addends[u] = load(x);
+        factors[u] = *f;
+        addends[u] = *x;
         f += step;
         x += step;
       }
     for (int u = 0; u < UNROLL; ++u)
       if (u < count) {
-        factor *= factors[u];
-        addend = factors[u] * addend + addends[u];
+        A own = load(&factors[u]);
+        factor *= own;
+        addend = own * addend + load(&addends[u]);
       }
   });
   i64 at = blockIdx.y * column.columns + column.n;
@@ -436,17 +485,17 @@ __global__ void recurrence(Shape shape, const T* f, const T* x, const T* h0,
     h += place;
   }
   in_blocks(chunk.steps, [&](auto count) {
-    A factors[UNROLL], addends[UNROLL];
+    T factors[UNROLL], addends[UNROLL];
     for (int u = 0; u < UNROLL; ++u)
       if (u < count) {
-        factors[u] = load(f);
-        addends[u] = load(x);
+        factors[u] = *f;
+        addends[u] = *x;
         f += step;
         x += step;
       }
     for (int u = 0; u < UNROLL; ++u)
       if (u < count) {
-        state = factors[u] * state + addends[u];
+        state = load(&factors[u]) * state + load(&addends[u]);
         store(h, state);
         h += step;
       }
@@ -469,18 +518,19 @@ __global__ void recurrence_backward_summarise(Shape shape, const T* f, const T* 
   }
   A factor = 1, addend = 0;
   in_blocks(chunk.steps, [&](auto count) {
-    A factors[UNROLL], grads[UNROLL];
+    T factors[UNROLL], grads[UNROLL];
     for (int u = 0; u < UNROLL; ++u)
       if (u < count) {
-        factors[u] = load(f);
-        grads[u] = load(grad_h);
+        factors[u] = *f;
+        grads[u] = *grad_h;
         f += step;
         grad_h += step;
       }
     for (int u = 0; u < UNROLL; ++u)
       if (u < count) {
-        factor *= factors[u];
-        addend = factors[u] * (addend + grads[u]);
+        A own = load(&factors[u]);
+        factor *= own;
+        addend = own * (addend + load(&grads[u]));
       }
   });
   i64 at = blockIdx.y * column.columns + column.n;
@@ -496,7 +546,7 @@ __global__ void recurrence_backward(Shape shape, const T* f, const T* h0, const 
   Column column(shape);
   if (!column.exists()) return;
   Chunk chunk(shape, column);
-  A first = load(h0 + column.state(shape));
+  T first = h0[column.state(shape)];
   A g = states ? states[blockIdx.y * column.columns + column.n] : A(0);
   i64 place = column.place(chunk.end - 1), step = -column.step();
   i64 before = chunk.end - 1;  // steps before the one at `place`
@@ -508,23 +558,23 @@ __global__ void recurrence_backward(Shape shape, const T* f, const T* h0, const 
     grad_x += place;
   }
   in_blocks(chunk.steps, [&](auto count) {
-    A factors[UNROLL], grads[UNROLL], last[UNROLL];  // last: h before each step
+    T factors[UNROLL], grads[UNROLL], earlier[UNROLL];  // h before each step
     int inside = before < UNROLL ? (int)before : UNROLL;
     for (int u = 0; u < UNROLL; ++u)
       if (u < count) {
-        factors[u] = load(f);
-        grads[u] = load(grad_h);
+        factors[u] = *f;
+        grads[u] = *grad_h;
         f += step;
         grad_h += step;
         h += step;
-        last[u] = u < inside ? load(h) : first;
+        earlier[u] = u < inside ? *h : first;
       }
     for (int u = 0; u < UNROLL; ++u)
       if (u < count) {
-        g += grads[u];
+        g += load(&grads[u]);
         store(grad_x, g);
-        store(grad_f, g * last[u]);
-        g *= factors[u];
+        store(grad_f, g * load(&earlier[u]));
+        g *= load(&factors[u]);
         grad_x += step;
         grad_f += step;
       }

@@ -57,6 +57,6 @@ void run(void (*kernel)(P...), long long gx, long long gy, long long block, void
 
 // Arguments as pointers to their values, as cuLaunchKernel takes them. 1: no such kernel.
 extern "C" int launch(const char* name, long long gx, long long gy, long long block, void** p) {
-  TYPE(float) TYPE(double) TYPE(half16) TYPE(bfloat16)
+  TYPE(float) TYPE(double) TYPE(half16) TYPE(bfloat16) TYPE(pair<half16>) TYPE(pair<bfloat16>)
   return 1;
 }

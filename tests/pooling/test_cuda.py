@@ -23,6 +23,7 @@ from qrnn.pooling import operator, reference
 SOURCE = Path(reference.__file__).with_name("pooling.cu")
 HOST = Path(__file__).with_name("host.cpp")
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 3e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
+PAIRED = (torch.float16, torch.bfloat16)
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +62,7 @@ def cuda(library, monkeypatch):
 
     monkeypatch.setattr(module, "_launch", launch)
     monkeypatch.setattr(module, "_multiprocessors", lambda device: 132)
+    monkeypatch.setattr(module, "PAIRS_FROM", 0)  # also where a GPU would not be full
     yield module
     sys.modules.pop("qrnn.pooling.cuda", None)
 
@@ -80,13 +82,16 @@ def agree(got, expected, dtype):
         assert not error.numel() or error.max() <= TOLERANCE[dtype]
 
 
-@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize(
+    ("dtype", "H"),  # more columns than a block has threads
+    [(dtype, 43) for dtype in TOLERANCE] + [(dtype, 44) for dtype in PAIRED],
+)
 @pytest.mark.parametrize("direction", reference.DIRECTIONS)
 @pytest.mark.parametrize("pooling", reference.GATES)
 @pytest.mark.parametrize("with_lengths", [False, True])
 @pytest.mark.parametrize("T", [0, 1, 7, 200])
-def test_the_kernels_are_the_reference(cuda, dtype, direction, pooling, with_lengths, T):
-    B, H = 3, 43  # more columns than a block has threads
+def test_the_kernels_are_the_reference(cuda, dtype, direction, pooling, with_lengths, T, H):
+    B = 3
     D, G = reference.DIRECTIONS[direction], reference.GATES[pooling]
     gates = (2 * torch.randn(T, B, D * G * H)).to(dtype)
     c0, lengths = torch.randn(D, B, H).to(dtype), None
@@ -109,6 +114,7 @@ def test_the_kernels_are_the_reference(cuda, dtype, direction, pooling, with_len
         agree(cuda.pool_backward(*backward), reference.pool_backward(*backward), dtype)
     chunks = {grid[1] for _, grid in cuda.launched}
     assert chunks == ({1} if T < 100 else {1, 4})  # carry runs in one
+    assert all(("pair<" in kernel) == (H == 44) for kernel, _ in cuda.launched)
 
 
 @pytest.mark.parametrize("T", [0, 1, 9, 300])
@@ -121,14 +127,15 @@ def test_halves_that_lie_apart(cuda, pooling, shift, T):
 
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("T", [0, 1, 300])
-@pytest.mark.parametrize("dtype", TOLERANCE)
-def test_the_linear_recurrence(cuda, dtype, T, reverse):
-    f, x, h0 = (
-        v.to(dtype) for v in (torch.rand(T, 2, 40), torch.randn(T, 2, 40), torch.randn(2, 40))
-    )
+@pytest.mark.parametrize(
+    ("dtype", "H"),
+    [(dtype, 39) for dtype in TOLERANCE] + [(dtype, 40) for dtype in PAIRED],
+)
+def test_the_linear_recurrence(cuda, dtype, H, T, reverse):
+    f, x, h0 = (v.to(dtype) for v in (torch.rand(T, 2, H), torch.randn(T, 2, H), torch.randn(2, H)))
     expected = reference.linear_recurrence(f, x, h0, reverse)
     agree([cuda.linear_recurrence(f, x, h0, reverse)], [expected], dtype)
-    backward = (torch.randn(T, 2, 40).to(dtype), f, h0, expected, reverse)
+    backward = (torch.randn(T, 2, H).to(dtype), f, h0, expected, reverse)
     got = cuda.linear_recurrence_backward(*backward)
     agree(got, reference.linear_recurrence_backward(*backward), dtype)
     assert {grid[1] for _, grid in cuda.launched} == ({1} if T < 300 else {1, 5})
@@ -155,7 +162,7 @@ def test_inputs_need_not_be_contiguous(cuda):
     ("T", "H", "chunks"), [(192, 64, 1), (193, 64, 4), (65_536, 320, 211), (10_000, 30_000, 1)]
 )
 def test_chunks_fill_the_gpu_and_are_whole_blocks_of_loads(cuda, T, H, chunks):
-    grid = cuda._Grid(torch.empty(0), T, 1, 1, H, None, False)
+    grid = cuda._Grid([torch.empty(0)], T, 1, 1, H, None, False)
     assert grid.chunks == chunks
     assert chunks == 1 or grid.shape["chunk"][0] % cuda.UNROLL == 0
 
@@ -166,13 +173,30 @@ def test_many_columns_are_not_cut_into_chunks(cuda):
     assert cuda.launched == [("pool_forward<float, 3, false>", (1200, 1))]
 
 
+def test_channels_are_paired_where_they_fill_the_gpu_and_lie_as_pairs(cuda, monkeypatch):
+    monkeypatch.setattr(cuda, "PAIRS_FROM", 2)
+    f = torch.rand(3, 1, 2 * 132 * cuda.BLOCK + 2, dtype=torch.float16)
+
+    def launched(f):
+        cuda.launched.clear()
+        cuda.linear_recurrence(f, f, f[0], False)
+        return [kernel for kernel, _ in cuda.launched]
+
+    assert launched(f) == ["recurrence<pair<half16>>"]
+    assert launched(f[..., : -1 - cuda.BLOCK].contiguous()) == ["recurrence<half16>"]  # odd, few
+    assert launched(f[..., : -2 - cuda.BLOCK].contiguous()) == ["recurrence<half16>"]  # few
+    off_by_one = torch.empty(f.numel() + 1, dtype=f.dtype)[1:].view(f.shape).copy_(f)
+    assert launched(off_by_one) == ["recurrence<half16>"]
+    assert launched(f.float()) == ["recurrence<float>"]
+
+
 @pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
 def test_compiles_for_the_gpu_without_spilling_registers(tmp_path, architecture):
     nvcc = shutil.which("nvcc")
     if nvcc is None:
         pytest.skip("no nvcc")
     text = '#include "pooling.cu"\n'
-    for T in ("float", "double", "half16", "bfloat16"):
+    for T in ("float", "double", "half16", "bfloat16", "pair<half16>", "pair<bfloat16>"):
         wide, read = f"wide<{T}>::type", f"const {T}*"
         signatures = {
             f"carry<{T}>": ["i64", read, f"{wide}*", "int"],
