@@ -266,15 +266,16 @@ def scan(device: Device, seconds: float) -> Iterator[Row]:
     Must: every input read once and every output written once. With N = T * B * H elements that is
     4 N for the fo pool from its pre-activations (3 N) to h, 5 N when it also writes the cells,
     8 N for its backward (pre-activations, cells and gradient in, gradient of 3 N out), 3 N for
-    linear_recurrence, and 5 N for its backward. A copy reads and writes each byte once. float32.
+    linear_recurrence, and 5 N for its backward. A copy reads and writes each byte once.
     """
     source = torch.randn(device.copied // 4, device=device.kind)
     target = torch.empty_like(source)
-    for (kind, (elements, function, oracle)), (B, H), T in product(SCANS.items(), COLUMNS, STEPS):
-        size = 4 * elements * T * B * H
+    for dtype, kind, (B, H), T in product(device.dtypes, SCANS, COLUMNS, STEPS):
+        elements, function, oracle = SCANS[kind]
+        size = dtype.itemsize * elements * T * B * H
         if size > device.limit:
             continue
-        sets = scan_inputs(device, kind, T, B, H)
+        sets = scan_inputs(device, kind, (T, B, H), dtype)
         verify(kind, function, oracle, sets[0])
         call, copy = calls(function, sets, False), [lambda: target.copy_(source)]
         spent, of_copy = race(device, [call, copy], seconds)
@@ -282,6 +283,7 @@ def scan(device: Device, seconds: float) -> Iterator[Row]:
         bandwidth = 2 * device.copied / of_copy
         yield {
             "kind": kind,
+            "dtype": str(dtype).removeprefix("torch."),
             "columns": B * H,
             "length": T,
             "bytes": size,
@@ -291,19 +293,22 @@ def scan(device: Device, seconds: float) -> Iterator[Row]:
         }
 
 
-def scan_inputs(device: Device, kind: str, T: int, B: int, H: int) -> list[tuple[Tensor, ...]]:
-    """Sets of inputs for the function of this kind in SCANS."""
-    shape, gates = (T, B, H), (T, B, 3 * H)
+def scan_inputs(
+    device: Device, kind: str, shape: tuple[int, int, int], dtype: torch.dtype
+) -> list[tuple[Tensor, ...]]:
+    """Sets of inputs for the function of this kind in SCANS, for N = T * B * H."""
+    T, B, H = shape
+    gates = (T, B, 3 * H)
     if kind == "linear_recurrence":
-        sets = rotation(device, [shape, shape], torch.float32)
+        sets = rotation(device, [shape, shape], dtype)
         return [(f.sigmoid_(), x) for f, x in sets]
     if kind == "linear_recurrence backward":
-        sets = rotation(device, [shape] * 3, torch.float32)
+        sets = rotation(device, [shape] * 3, dtype)
         return [(grad, f.sigmoid_(), h) for grad, f, h in sets]
     if kind == "pool backward":
-        sets = rotation(device, [shape, gates], torch.float32)
+        sets = rotation(device, [shape, gates], dtype)
         return [(grad, gates, pool(gates, True)[1]) for grad, gates in sets]
-    return rotation(device, [gates], torch.float32)
+    return rotation(device, [gates], dtype)
 
 
 def pool(gates: Tensor, keep_cells: bool) -> tuple[Tensor, Tensor, Tensor]:

@@ -61,7 +61,11 @@ def figure4(rows: Rows) -> list[Part]:
 
 def scan(rows: Rows) -> list[Part]:
     text = "The share of a large copy's bytes per second; after the slash as a CUDA graph"
-    return [pivot(text, rows, ["kind", "columns"], ["length"], two("share", "graph_share", ".0%"))]
+    cell = two("share", "graph_share", ".0%")
+    return [
+        pivot(f"{text}: {dtype}", cells, ["kind", "columns"], ["length"], cell)
+        for [dtype], cells in grouped(rows, "dtype")
+    ]
 
 
 def peers(rows: Rows) -> list[Part]:
@@ -154,9 +158,9 @@ def figure4_plot(rows: Rows) -> tuple[str, str]:
 def scan_plot(rows: Rows) -> tuple[str, str]:
     """The same, of a copy's bandwidth."""
     points = {}
-    for [kind], cells in grouped(rows, "kind"):
+    for [kind, dtype], cells in grouped(rows, "kind", "dtype"):
         column = "share" if any(row["graph_share"] is None for row in cells) else "graph_share"
-        points[kind] = [(row["bytes"] / 2**20, 100 * row[column]) for row in cells]
+        points[f"{kind}, {dtype}"] = [(row["bytes"] / 2**20, 100 * row[column]) for row in cells]
     text = "The share of a large copy's bandwidth by the bytes moved, at most: "
     text += ", ".join(f"{kind} {max(y for _, y in p):.0f}%" for kind, p in points.items())
     return report_plots.shares(points), text

@@ -54,7 +54,7 @@ TABLES: dict[str, Mapping[str, Kind]] = {
         **{"reviews": POSITIVE, "wrong": NUMBER},
     },
     "bench-scan": {
-        "kind": TEXT,
+        **dict.fromkeys(("kind", "dtype"), TEXT),
         **dict.fromkeys(("columns", "length", "share"), NUMBER),
         **{"bytes": POSITIVE, "graph_share": _or_null(NUMBER)},
     },

@@ -220,7 +220,7 @@ def test_compiles_for_the_gpu_without_spilling_registers(tmp_path, architecture)
             text += f"template __global__ void {kernel}({', '.join(['Shape', *parameters])});\n"
     file = tmp_path / "all.cu"
     file.write_text(text)
-    command = [nvcc, "-std=c++17", f"-arch={architecture}", "-cubin", "-Xptxas", "-v"]
+    command = [nvcc, "-std=c++17", "-ftz=true", f"-arch={architecture}", "-cubin", "-Xptxas", "-v"]
     command += [f"-I{SOURCE.parent}", str(file), "-o", str(tmp_path / "all.cubin")]
     run = subprocess.run(command, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr

@@ -106,7 +106,7 @@ def test_every_suite_writes_a_record_and_a_cpu_only_ratios(main, tmp_path):
 def test_every_suite_runs_with_graphs_rotation_and_two_dtypes(suite):
     table = list(benchmark.SUITES[suite](Accelerated(), 0.0))
     assert len({tuple(row) for row in table}) == 1
-    if suite in ("figure4", "memory", "convolution"):
+    if suite in ("figure4", "scan", "memory", "convolution"):
         assert len(table) == 2 * ROWS[suite] // (1 + (suite == "memory"))
         assert {row["dtype"] for row in table} == {"float32", "bfloat16"}
     if suite in ("figure4", "scan"):

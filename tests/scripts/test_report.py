@@ -80,8 +80,9 @@ def figure4(**columns):
 
 
 def scan():
-    row = {"kind": "pool", "columns": 320, "length": 64, "bytes": 2**21, "share": 0.456}
-    return [{**row, "graph_share": 0.789}, {**row, "length": 512, "graph_share": None}]
+    row = {"kind": "pool", "dtype": "float32", "columns": 320, "length": 64, "bytes": 2**21}
+    row |= {"share": 0.456, "graph_share": 0.789}
+    return [row, {**row, "length": 512, "graph_share": None}]
 
 
 def peers():
