@@ -113,9 +113,12 @@ class _Grid:
         self.like, self.channels, self.lengths = inputs[0], B * D * H, lengths
         self.type = TYPES[self.like.dtype]
         self._divide(T, self.channels)
-        enough = self.blocks * self.chunks >= PAIRS_FROM * _multiprocessors(self.like.device)
-        aligned = all(v is None or v.data_ptr() % 4 == 0 for v in inputs)
-        if enough and aligned and self.like.itemsize == 2 and H % 2 == 0:
+        if (
+            self.like.itemsize == 2
+            and H % 2 == 0
+            and self.blocks * self.chunks >= PAIRS_FROM * _multiprocessors(self.like.device)
+            and all(v is None or v.data_ptr() % 4 == 0 for v in inputs)
+        ):
             H, self.type = H // 2, f"pair<{self.type}>"
             self._divide(T, self.channels // 2)
         self.template = self.type + more
