@@ -4,8 +4,9 @@
 //   allennlp train configs/imdb_pretrained.jsonnet     # goes on from runs/imdb_lm
 //
 // Cost: 25 minutes an epoch on one CPU core with the callback "bfloat16_autocast". Expect: after two
-// epochs, from stand-in vectors, 92.5 % on test and 92.8 % on dev; without the language model 91.5 %
-// and 92.6 % (records imdb-pretrained-cpu-word2vec-imdb-300d-seed1, imdb-pretrained-not-...).
+// epochs, from stand-in vectors, 92.5 and 92.1 % on test and 92.8 % on dev (two seeds); without the
+// language model 91.5 % and 92.6 % (records imdb-pretrained-cpu-word2vec-imdb-300d-seed1 and -seed2,
+// imdb-pretrained-not-...).
 //
 // Head, dropout before the layers and the classifier, and smoothed labels as in imdb_best.jsonnet.
 // Adam's rate rises to 1e-3 over the first 200 steps and falls to zero over the others; 3e-4 for
