@@ -54,8 +54,8 @@ __device__ inline void store(bfloat16* p, float x) {
 #endif
 }
 
-// Two neighbouring channels of 16 bits: loaded and stored as one, each costs half the instructions.
-// Kernels for pairs are told half the H, and do all their arithmetic in two floats.
+// Two neighbouring channels of 16 bits, loaded and stored as one: half the accesses, of 128 bytes a
+// warp. Kernels for pairs are told half the H, and do all their arithmetic in two floats.
 template <typename T> struct alignas(4) pair { T first, second; };
 
 struct alignas(8) floats {
