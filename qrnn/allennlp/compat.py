@@ -13,6 +13,7 @@ nor the rest of qrnn.
 import functools
 import importlib
 import os
+import shutil
 import sys
 from argparse import ArgumentParser, Namespace, _SubParsersAction
 from importlib.machinery import ModuleSpec
@@ -45,7 +46,8 @@ def extend() -> None:
     """Makes the command `allennlp` know qrnn; to be called after `import allennlp.commands`.
 
     - The plugin qrnn.allennlp is loaded without a --include-package or an .allennlp_plugins file.
-    - `allennlp train` without -s writes to runs/<name of the config>.
+    - `allennlp train` without -s writes to runs/<name of the config>. A new folder goes again if
+      the run fails before it begins (for want of data, say), or it would be in the way of the next.
     - The scheduler "reduce_on_plateau" works: torch 2.7 took the option `verbose` from it.
     """
     from allennlp.common import plugins
@@ -161,7 +163,14 @@ def _register_train() -> None:
             def train_into_runs(args: Namespace) -> None:
                 if args.serialization_dir is None:
                     args.serialization_dir = os.path.join("runs", Path(args.param_path).stem)
-                train(args)
+                directory = Path(args.serialization_dir)
+                new = not directory.exists()
+                try:
+                    train(args)
+                except BaseException:
+                    if new and not (directory / "vocabulary").exists():
+                        shutil.rmtree(directory, ignore_errors=True)
+                    raise
 
             option = subparser._option_string_actions["--serialization-dir"]
             option.required = False

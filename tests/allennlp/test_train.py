@@ -95,6 +95,18 @@ def test_evaluate_and_predict_from_another_directory(trained, tmp_path):
     assert [json.loads(line)["label"] for line in lines] == ["pos", "neg"]
 
 
+def test_a_start_that_fails_leaves_nothing_in_the_way_of_the_next(project, tmp_path):
+    shutil.copytree(project / "configs", tmp_path / "configs")
+    with pytest.raises(AssertionError, match=r"data/imdb/train\.jsonl"):
+        allennlp(tmp_path, "train", "configs/imdb.jsonnet")
+    assert not (tmp_path / "runs" / "imdb").exists()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").touch()
+    with pytest.raises(AssertionError, match="not empty"):
+        allennlp(tmp_path, "train", "configs/imdb.jsonnet", "-s", "mine")
+    assert (tmp_path / "mine" / "notes.txt").exists()
+
+
 CRASH = """
 import os
 from allennlp.training import TrainerCallback
