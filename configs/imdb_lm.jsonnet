@@ -13,13 +13,17 @@ local imdb = import "imdb.jsonnet";
 local path = std.split(std.thisFile, "/");
 local root = std.join("/", path[0:std.length(path) - 1] + [".."]) + "/";
 
-function(data="data/imdb", vectors="glove.840B.300d") {
+function(data="data/imdb", vectors="glove.840B.300d", reverse=false) {
   local vectors_of = imdb(data=data, vectors=vectors).model.text_field_embedder.token_embedders.tokens,
   random_seed: 1,
   numpy_seed: 1,
   pytorch_seed: 1,
-  dataset_reader: {type: "review_stream", held_out: ["dev.jsonl", "test.jsonl"]},
-  validation_dataset_reader: {type: "review_stream"},
+  dataset_reader: {
+    type: "review_stream",
+    held_out: ["dev.jsonl", "test.jsonl"],
+    reverse: reverse,
+  },
+  validation_dataset_reader: {type: "review_stream", reverse: reverse},
   train_data_path: root + data + "/unsup.jsonl",
   validation_data_path: root + data + "/dev.jsonl",
   datasets_for_vocab_creation: ["train"],

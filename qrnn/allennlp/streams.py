@@ -55,11 +55,15 @@ class ReviewStreamReader(DatasetReader):
     """Reads IMDb's prepared reviews, labelled or not, as "token_stream" reads lines.
 
     held_out: other files of the same folder; a review with the text of one in there is left out.
+    reverse: each review from its last word to its first, then <eos>: for a backward model.
     """
 
-    def __init__(self, held_out: Sequence[str] = (), **options: Any) -> None:
+    def __init__(
+        self, held_out: Sequence[str] = (), reverse: bool = False, **options: Any
+    ) -> None:
         super().__init__(**options)
         self.held_out = held_out
+        self.reverse = reverse
 
     def _read(self, file_path: Any) -> Iterator[Instance]:
         path = Path(os.fspath(file_path))
@@ -70,7 +74,7 @@ class ReviewStreamReader(DatasetReader):
                 yield self.text_to_instance(words)
 
     def text_to_instance(self, words: List[str]) -> Instance:
-        return _instance(words)
+        return _instance(words[::-1] if self.reverse else words)
 
 
 def _instance(words: List[str]) -> Instance:

@@ -66,9 +66,9 @@ def reviews(tmp_path):
 
 
 def test_reviews_are_read_but_for_those_held_out(reviews, caplog):
-    def read(file, *held_out):
+    def read(file, *held_out, **options):
         reader = DatasetReader.from_params(
-            Params({"type": "review_stream", "held_out": list(held_out)})
+            Params({"type": "review_stream", "held_out": list(held_out), **options})
         )
         return [" ".join(t.text for t in instance["tokens"]) for instance in reader.read(file)]
 
@@ -76,6 +76,7 @@ def test_reviews_are_read_but_for_those_held_out(reviews, caplog):
     assert read(reviews) == whole
     assert read(reviews, "dev.jsonl") == [whole[0], *whole[2:]]
     assert read(reviews, "dev.jsonl", "test.jsonl") == [whole[0], whole[2]]
+    assert read(reviews, "test.jsonl", reverse=True) == ["b a <eos>", "c <eos>", "c b a <eos>"]
     assert "OFFICIAL" not in caplog.text
     with pytest.raises(ConfigurationError, match=r"nothing\.jsonl does not exist: run `make data"):
         read(reviews, "nothing.jsonl")
