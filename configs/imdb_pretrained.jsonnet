@@ -15,26 +15,36 @@
 local path = std.split(std.thisFile, "/");
 local root = std.join("/", path[0:std.length(path) - 1] + [".."]) + "/";
 
-function(vectors="glove.840B.300d", run="runs/imdb_lm")
+// reverse_run: of imdb_lm_reverse.jsonnet, for a second QRNN that reads backwards.
+function(vectors="glove.840B.300d", run="runs/imdb_lm", reverse_run=null)
   local rnn = (import "imdb_lm.jsonnet")(vectors=vectors).model.rnn;
   local parameters = [
     "layers.%d.%s" % [n, name]
     for n in std.range(0, rnn.num_layers - 1)
     for name in ["weight", "bias"]
   ];
+  local from(run, encoder) = [encoder, {
+    type: "pretrained",
+    weights_file_path: root + run + "/best.th",
+    parameter_name_overrides: {
+      ["_" + encoder + ".module." + name]: "rnn." + name
+      for name in parameters
+    },
+  }];
   local best = (import "imdb_best.jsonnet")(vectors=vectors);
+  local encoder = rnn + {dropout: 0.3, heads: best.model.seq2vec_encoder.heads};
   best + {
     model+: {
-      seq2vec_encoder: rnn + {dropout: 0.3, heads: best.model.seq2vec_encoder.heads},
+      seq2vec_encoder: if reverse_run == null then encoder else {
+        type: "bidirectional",
+        forward_encoder: encoder,
+        backward_encoder: encoder,
+      },
       [if run != null then "initializer"]: {
-        regexes: [["seq2vec_encoder", {
-          type: "pretrained",
-          weights_file_path: root + run + "/best.th",
-          parameter_name_overrides: {
-            ["_seq2vec_encoder.module." + name]: "rnn." + name
-            for name in parameters
-          },
-        }]],
+        regexes: if reverse_run == null then [from(run, "seq2vec_encoder")] else [
+          from(run, "seq2vec_encoder.forward_encoder"),
+          from(reverse_run, "seq2vec_encoder.backward_encoder"),
+        ],
       },
     },
     trainer+: {

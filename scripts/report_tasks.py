@@ -39,8 +39,16 @@ IMDB = {
     "lstm": Published("dense LSTM, 4 x 256", "90.9", paper_seconds="480"),
     "best": Published("this project's own, two layers in both directions"),
     "pretrained": Published("this project's own, 3 x 400, from a language model of the reviews"),
+    "pretrained_both": Published(
+        "this project's own, 3 x 400 forwards and 3 x 400 backwards, from two language models"
+    ),
 }
-IMDB_LM = {"forward": Published("this project's own, 3 x 400, what pretrained starts from")}
+IMDB_LM = {
+    "forward": Published("this project's own, 3 x 400, what pretrained starts from"),
+    "backward": Published(
+        "this project's own, 3 x 400, from the end of a review, for pretrained_both"
+    ),
+}
 PTB = {
     "qrnn": Published("QRNN, 2 x 640", "79.9", paper_dev="82.9"),
     "zoneout": Published("QRNN, 2 x 640, zoneout 0.1", "78.3", paper_dev="82.1"),

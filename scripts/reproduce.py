@@ -52,6 +52,7 @@ class Row(NamedTuple):
     keeps, best.th and the archive hold them; None where neither is known.
     needs: runs that come before it. In them and in the overrides stand {runs} for the folder of all
     runs, {seed} for the row's, and {vectors} for what the names of IMDb's rows end in.
+    encoders: of IMDb's rows, those parts of the config that read the word vectors.
     """
 
     experiment: str
@@ -62,6 +63,7 @@ class Row(NamedTuple):
     overrides: Mapping[str, Any] = {}
     note: str = ""
     needs: tuple[str, ...] = ()
+    encoders: tuple[str, ...] = ("model.seq2vec_encoder",)
 
     @property
     def part(self) -> str:
@@ -69,14 +71,20 @@ class Row(NamedTuple):
         return self.experiment.split("-")[0]
 
 
-LM_WEIGHTS = "model.initializer.regexes.0.1.weights_file_path"  # of configs/imdb_pretrained.jsonnet
+# of configs/imdb_pretrained.jsonnet and imdb_pretrained_both.jsonnet
+LM_WEIGHTS = "model.initializer.regexes.0.1.weights_file_path"
+REVERSE_LM_WEIGHTS = "model.initializer.regexes.1.1.weights_file_path"
+BOTH_ENCODERS = (
+    "model.seq2vec_encoder.forward_encoder",
+    "model.seq2vec_encoder.backward_encoder",
+)
 
 FULL = (
     Row("imdb", "k2", "configs/imdb.jsonnet", 10, 0.9),
     Row("imdb", "k4", "configs/imdb_k4.jsonnet", None, 0.9),
     Row("imdb", "lstm", "configs/imdb_lstm.jsonnet", None, 0.9),
     Row("imdb", "best", "configs/imdb_best.jsonnet", 20, 1.2),
-    Row("imdb-lm", "forward", "configs/imdb_lm.jsonnet", 1, 0.4),
+    Row("imdb-lm", "forward", "configs/imdb_lm.jsonnet", 1, 0.4, encoders=("model.rnn",)),
     Row(
         "imdb",
         "pretrained",
@@ -85,6 +93,23 @@ FULL = (
         1.2,
         {LM_WEIGHTS: "{runs}/imdb-lm-forward{vectors}-seed{seed}/best.th"},
         needs=("imdb-lm-forward{vectors}-seed{seed}",),
+    ),
+    Row("imdb-lm", "backward", "configs/imdb_lm_reverse.jsonnet", 1, 0.4, encoders=("model.rnn",)),
+    Row(
+        "imdb",
+        "pretrained_both",
+        "configs/imdb_pretrained_both.jsonnet",
+        4,
+        1.2,
+        {
+            LM_WEIGHTS: "{runs}/imdb-lm-forward{vectors}-seed{seed}/best.th",
+            REVERSE_LM_WEIGHTS: "{runs}/imdb-lm-backward{vectors}-seed{seed}/best.th",
+        },
+        needs=(
+            "imdb-lm-forward{vectors}-seed{seed}",
+            "imdb-lm-backward{vectors}-seed{seed}",
+        ),
+        encoders=BOTH_ENCODERS,
     ),
     Row("ptb", "qrnn", "configs/ptb.jsonnet", 36, 0.3, {"model.rnn.zoneout": 0}),
     Row("ptb", "zoneout", "configs/ptb.jsonnet", 36, 0.3),
@@ -149,6 +174,7 @@ SMALL_IMDB = {
     "trainer.callbacks": ["run_file", "random_state", "bfloat16_autocast"],
 }
 IMDB_NOTE = "2 epochs instead of at most 20, trained in bfloat16 on one core"
+PRETRAINED_NOTE = "2 epochs instead of at most 3, trained in bfloat16 on one core"
 # As the records that are committed were made.
 CPU = (
     Row("imdb", "k2-cpu", "configs/imdb.jsonnet", 2, 0.4, SMALL_IMDB, IMDB_NOTE),
@@ -163,6 +189,7 @@ CPU = (
         0.4,
         {"trainer.callbacks": SMALL_IMDB["trainer.callbacks"]},
         "trained in bfloat16",
+        encoders=("model.rnn",),
     ),
     Row(
         "imdb",
@@ -171,8 +198,36 @@ CPU = (
         2,
         0.4,
         {**SMALL_IMDB, LM_WEIGHTS: "{runs}/imdb-lm-forward-cpu{vectors}-seed{seed}/best.th"},
-        "2 epochs instead of at most 3, trained in bfloat16 on one core",
+        PRETRAINED_NOTE,
         needs=("imdb-lm-forward-cpu{vectors}-seed{seed}",),
+    ),
+    Row(
+        "imdb-lm",
+        "backward-cpu",
+        "configs/imdb_lm_reverse.jsonnet",
+        1,
+        0.4,
+        {"trainer.callbacks": SMALL_IMDB["trainer.callbacks"]},
+        "trained in bfloat16",
+        encoders=("model.rnn",),
+    ),
+    Row(
+        "imdb",
+        "pretrained_both-cpu",
+        "configs/imdb_pretrained_both.jsonnet",
+        3,
+        0.4,
+        {
+            **SMALL_IMDB,
+            LM_WEIGHTS: "{runs}/imdb-lm-forward-cpu{vectors}-seed{seed}/best.th",
+            REVERSE_LM_WEIGHTS: "{runs}/imdb-lm-backward-cpu{vectors}-seed{seed}/best.th",
+        },
+        PRETRAINED_NOTE,
+        needs=(
+            "imdb-lm-forward-cpu{vectors}-seed{seed}",
+            "imdb-lm-backward-cpu{vectors}-seed{seed}",
+        ),
+        encoders=BOTH_ENCODERS,
     ),
     Row("ptb", "zoneout-cpu", "configs/ptb.jsonnet", None, 0.1, SMALL_PTB, SMALL_PTB_NOTE),
     Row("ptb", "lstm-cpu", "configs/ptb_lstm.jsonnet", None, 0.1, SMALL_PTB, SMALL_PTB_NOTE),
@@ -381,7 +436,7 @@ def data_steps(options: Options) -> list[Step]:
 def training(row: Row, seed: int, options: Options, known: Mapping[str, Any]) -> Step:
     overrides, needs, suffix = dict(row.overrides), [f"data-{row.part}"], ""
     if row.part == "imdb":
-        overrides |= vector_overrides(row.experiment, options.vectors)
+        overrides |= vector_overrides(row, options.vectors)
         if options.vectors:
             needs.append(f"vectors-{options.vectors}")
         if options.vectors not in (None, GLOVE):
@@ -404,21 +459,21 @@ def training(row: Row, seed: int, options: Options, known: Mapping[str, Any]) ->
     return Step(result.stem, tuple(command), result, tuple(needs), hours, source, row.gigabytes)
 
 
-def vector_overrides(experiment: str, name: str | None) -> dict[str, Any]:
+def vector_overrides(row: Row, name: str | None) -> dict[str, Any]:
     """What configs/imdb*.jsonnet, of which GloVe's largest set is the default, need for another."""
     if name == GLOVE:
         return {}
     file = f"data/vectors/{name}.txt.gz" if name else None
-    if experiment == "imdb-lm":
-        embedder, rnn = "model.embedding", "model.rnn"
+    if row.experiment == "imdb-lm":
+        embedder = "model.embedding"
         found: dict[str, Any] = {}
     else:
         embedder = "model.text_field_embedder.token_embedders.tokens"
-        rnn = "model.seq2vec_encoder"
         found = {"vocabulary.pretrained_file": file}
     found[f"{embedder}.pretrained_file"] = file
     if name in vectors.PUBLISHED and (size := vectors.PUBLISHED[name].dimension) != 300:
-        found |= {f"{embedder}.embedding_dim": size, f"{rnn}.input_size": size}
+        found[f"{embedder}.embedding_dim"] = size
+        found |= {f"{encoder}.input_size": size for encoder in row.encoders}
     return found
 
 

@@ -1,10 +1,10 @@
 """Plugin for allennlp 2.10.1: importing it registers everything that a config can name.
 
-Seq2SeqEncoder and Seq2VecEncoder "qrnn", Seq2VecEncoder "dense_lstm", TokenEmbedder and Vocabulary
-"word_vectors", Models "smoothed_classifier", "language_model" and "awd_language_model",
-DatasetReaders "imdb", "token_stream" and "review_stream", DataLoaders "token_stream" and
-"token_lines", TrainerCallbacks "run_file", "random_state", "bfloat16_autocast", "nt_asgd" and
-"rate_by_length", MovingAverage "exponential_average".
+Seq2SeqEncoder and Seq2VecEncoder "qrnn", Seq2VecEncoders "bidirectional" and "dense_lstm",
+TokenEmbedder and Vocabulary "word_vectors", Models "smoothed_classifier", "language_model" and
+"awd_language_model", DatasetReaders "imdb", "token_stream" and "review_stream", DataLoaders
+"token_stream" and "token_lines", TrainerCallbacks "run_file", "random_state", "bfloat16_autocast",
+"nt_asgd" and "rate_by_length", MovingAverage "exponential_average".
 """
 
 from qrnn.allennlp import compat
@@ -16,6 +16,7 @@ from qrnn.allennlp.awd import NTASGD, AWDLanguageModel, RateByLength  # noqa: E4
 from qrnn.allennlp.callbacks import BFloat16Autocast, RandomState, RunFile  # noqa: E402
 from qrnn.allennlp.classifier import SmoothedClassifier  # noqa: E402
 from qrnn.allennlp.encoders import (  # noqa: E402
+    BidirectionalSeq2VecEncoder,
     DenseLSTMSeq2VecEncoder,
     QRNNSeq2SeqEncoder,
     QRNNSeq2VecEncoder,
@@ -34,6 +35,7 @@ __all__ = [
     "NTASGD",
     "AWDLanguageModel",
     "BFloat16Autocast",
+    "BidirectionalSeq2VecEncoder",
     "DenseLSTMSeq2VecEncoder",
     "ExponentialAverage",
     "ImdbReader",

@@ -1,5 +1,6 @@
-"""QRNN as AllenNLP's Seq2SeqEncoder and Seq2VecEncoder, both named "qrnn" in a config, and the
-densely connected LSTM that it is compared with, "dense_lstm".
+"""QRNN as AllenNLP's Seq2SeqEncoder and Seq2VecEncoder, both named "qrnn" in a config, two
+Seq2VecEncoders as one that reads both ways, "bidirectional", and the densely connected LSTM that
+QRNNs are compared with, "dense_lstm".
 """
 
 from typing import Any, List, Optional, Tuple
@@ -159,6 +160,46 @@ class QRNNSeq2VecEncoder(_Encoder, Seq2VecEncoder):
                 vectors.append(top.masked_fill(~mask.any(1)[:, None], 0))
             else:  # the padding of `output` is zero
                 vectors.append(output.sum(1) / mask.sum(1).clamp(min=1)[:, None])
+        return torch.cat(vectors, -1)
+
+
+@Seq2VecEncoder.register("bidirectional")
+class BidirectionalSeq2VecEncoder(Seq2VecEncoder):
+    """Two encoders, of which one reads backwards, and their vectors one after the other.
+
+    From (B, T, input_dim) and a mask (B, T), of padding on the right, to (B, sum of output_dims).
+    Unlike the directions of `QRNN(bidirectional=True)`, which meet after every layer, these do not
+    know of each other, as those of two language models (Peters et al. 2018).
+
+    backward_encoder: is given each row from its last valid step to its first.
+    """
+
+    def __init__(self, forward_encoder: Seq2VecEncoder, backward_encoder: Seq2VecEncoder) -> None:
+        super().__init__()
+        sizes = forward_encoder.get_input_dim(), backward_encoder.get_input_dim()
+        if sizes[0] != sizes[1]:
+            raise ConfigurationError(
+                'encoder "bidirectional": backward_encoder: expected inputs of size '
+                f"{sizes[0]}, as forward_encoder has, got {sizes[1]}"
+            )
+        self.forward_encoder = forward_encoder
+        self.backward_encoder = backward_encoder
+
+    def get_input_dim(self) -> int:
+        return self.forward_encoder.get_input_dim()
+
+    def get_output_dim(self) -> int:
+        return self.forward_encoder.get_output_dim() + self.backward_encoder.get_output_dim()
+
+    def forward(self, inputs: Tensor, mask: Optional[Tensor] = None) -> Tensor:
+        if mask is None:
+            backwards = inputs.flip(1)
+        else:
+            T = inputs.shape[1]
+            steps = torch.arange(T, device=inputs.device)
+            order = (mask.sum(1, keepdim=True) - 1 - steps) % T  # the padding stays at the end
+            backwards = inputs.take_along_dim(order[:, :, None], 1)
+        vectors = self.forward_encoder(inputs, mask), self.backward_encoder(backwards, mask)
         return torch.cat(vectors, -1)
 
 

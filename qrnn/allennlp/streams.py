@@ -58,9 +58,7 @@ class ReviewStreamReader(DatasetReader):
     reverse: each review from its last word to its first, then <eos>: for a backward model.
     """
 
-    def __init__(
-        self, held_out: Sequence[str] = (), reverse: bool = False, **options: Any
-    ) -> None:
+    def __init__(self, held_out: Sequence[str] = (), reverse: bool = False, **options: Any) -> None:
         super().__init__(**options)
         self.held_out = held_out
         self.reverse = reverse

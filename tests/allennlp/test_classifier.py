@@ -29,6 +29,11 @@ SMALL = {
     "trainer.num_epochs": 3,
     "trainer.optimizer.lr": 0.01,
 }
+SMALL_BOTH = {
+    key.replace("encoder.", f"encoder.{which}_encoder."): value
+    for key, value in SMALL.items()
+    for which in ("forward", "backward")
+}
 
 
 @pytest.fixture(scope="module")
@@ -108,8 +113,8 @@ def test_the_vectors_of_words_that_no_batch_has_stay(project, tmp_path):
     assert not torch.equal(vectors[1]["film"], vectors[3]["film"])
 
 
-def test_a_classifier_starts_from_the_language_model(project, tmp_path):
-    language_model = {
+def test_a_classifier_starts_from_the_language_models(project, tmp_path):
+    small = {
         "vocabulary.min_count": None,
         "model.embedding.embedding_dim": 6,
         "model.rnn.input_size": 6,
@@ -120,22 +125,33 @@ def test_a_classifier_starts_from_the_language_model(project, tmp_path):
         "validation_data_loader.batch_size": 2,
         "trainer.learning_rate_scheduler.warmup_steps": 2,
     }
-    config = str(project / "configs" / "imdb_lm.jsonnet")
-    train_model_from_file(config, project / "runs" / "imdb_lm", json.dumps(language_model))
-    run = json.loads((project / "runs" / "imdb_lm" / "run.json").read_text(encoding="utf-8"))
-    assert run["vectors"].startswith("tiny glove.840B.300d")
-    [epoch] = run["history"]
-    assert 1 < epoch["validation_perplexity"] < 30
+    learnt = {}
+    for name in ("imdb_lm", "imdb_lm_reverse"):
+        config, runs = project / "configs" / f"{name}.jsonnet", project / "runs" / name
+        train_model_from_file(str(config), runs, json.dumps(small))
+        run = json.loads((runs / "run.json").read_text(encoding="utf-8"))
+        assert run["vectors"].startswith("tiny glove.840B.300d")
+        [epoch] = run["history"]
+        assert 1 < epoch["validation_perplexity"] < 30
+        learnt[name] = torch.load(runs / "best.th")
 
-    config = project / "configs" / "imdb_pretrained.jsonnet"
     warm_up = {"trainer.learning_rate_scheduler.warmup_steps": 2}
-    params = Params.from_file(str(config), json.dumps(SMALL | warm_up))
     counts = {"tokens": {"film": 1}, "labels": {"pos": 1, "neg": 1}}
-    learnt = torch.load(project / "runs" / "imdb_lm" / "best.th")
-    model = Model.from_params(params["model"], vocab=Vocabulary(counts))
-    for n, layer in enumerate(model._seq2vec_encoder.module.layers):
-        for name, parameter in layer.named_parameters():
-            assert torch.equal(parameter, learnt[f"rnn.layers.{n}.{name}"])
+
+    def begun(name: str, **overrides) -> Model:
+        config = project / "configs" / f"{name}.jsonnet"
+        params = Params.from_file(str(config), json.dumps(overrides | warm_up))
+        return Model.from_params(params["model"], vocab=Vocabulary(counts))._seq2vec_encoder
+
+    both = begun("imdb_pretrained_both", **SMALL_BOTH)
+    for encoder, name in (
+        (begun("imdb_pretrained", **SMALL), "imdb_lm"),
+        (both.forward_encoder, "imdb_lm"),
+        (both.backward_encoder, "imdb_lm_reverse"),
+    ):
+        start = {f"rnn.{key}": value for key, value in encoder.module.state_dict().items()}
+        assert len(start) == 4
+        assert all(torch.equal(value, learnt[name][key]) for key, value in start.items())
 
     fast = warm_up | {"trainer.optimizer.lr": 0.03, "trainer.num_epochs": 10}
     run = train(project, "imdb_pretrained", tmp_path / "run", **fast)

@@ -7,7 +7,12 @@ from allennlp.modules.seq2seq_encoders import PytorchSeq2SeqWrapper
 from allennlp.modules.seq2vec_encoders import PytorchSeq2VecWrapper
 
 from qrnn import QRNN
-from qrnn.allennlp import DenseLSTMSeq2VecEncoder, QRNNSeq2SeqEncoder, QRNNSeq2VecEncoder
+from qrnn.allennlp import (
+    BidirectionalSeq2VecEncoder,
+    DenseLSTMSeq2VecEncoder,
+    QRNNSeq2SeqEncoder,
+    QRNNSeq2VecEncoder,
+)
 
 OPTIONS = {
     "input_size": 5,
@@ -208,6 +213,54 @@ def test_bad_options_of_the_vector_encoder(options):
 def test_an_unknown_option_is_refused(kind):
     with pytest.raises((ConfigurationError, TypeError), match="kernels"):
         kind.from_params(Params({"type": "qrnn", "input_size": 5, "hidden_size": 7, "kernels": 2}))
+
+
+def both_ways(hidden_size=7, **backward) -> BidirectionalSeq2VecEncoder:
+    encoder = {
+        "type": "qrnn",
+        "input_size": 5,
+        "hidden_size": hidden_size,
+        "heads": ["last", "max"],
+    }
+    params = {"type": "bidirectional", "forward_encoder": encoder}
+    return Seq2VecEncoder.from_params(Params({**params, "backward_encoder": encoder | backward}))
+
+
+def test_the_backward_encoder_reads_every_row_from_its_last_valid_step():
+    encoder = both_ways(hidden_size=4, num_layers=3)
+    x, mask = batch()
+    vectors = encoder(x, mask)
+    assert encoder.get_input_dim() == 5
+    assert vectors.shape == (4, encoder.get_output_dim()) == (4, 16)
+    for row, length in enumerate(LENGTHS):
+        alone = x[row : row + 1, :length]
+        if length:
+            torch.testing.assert_close(encoder(alone, None), vectors[row : row + 1])
+            expected = encoder.backward_encoder(alone.flip(1), None)
+            torch.testing.assert_close(vectors[row : row + 1, 8:], expected)
+        else:
+            assert (vectors[row] == 0).all()
+
+
+def test_both_ways_are_the_two_directions_of_a_layer():
+    layer = QRNN(5, 7, batch_first=True, bidirectional=True)
+    encoder = both_ways()
+    halves = (encoder.forward_encoder, encoder.backward_encoder)
+    for name, both in layer.layers[0].named_parameters():
+        for half, values in zip(halves, both.chunk(2), strict=True):
+            half.module.layers[0].get_parameter(name).data.copy_(values.data)
+    x, mask = batch()
+    options = {"input_size": 5, "hidden_size": 7, "bidirectional": True, "heads": ["last", "max"]}
+    whole = QRNNSeq2VecEncoder(**options)
+    whole.module.load_state_dict(layer.state_dict())
+    last, top = whole(x, mask).chunk(2, 1)
+    order = [last[:, :7], top[:, :7], last[:, 7:], top[:, 7:]]
+    torch.testing.assert_close(encoder(x, mask), torch.cat(order, 1))
+
+
+def test_encoders_that_read_the_same_are_of_one_input_size():
+    with pytest.raises(ConfigurationError, match=r"backward_encoder: expected .* 5, .* got 6"):
+        both_ways(input_size=6)
 
 
 def dense_lstm(**options) -> DenseLSTMSeq2VecEncoder:

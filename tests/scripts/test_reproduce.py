@@ -225,15 +225,25 @@ def test_other_vectors_are_a_row_of_their_own():
     assert overrides["model.seq2vec_encoder.input_size"] == 50
 
 
-def test_a_pretrained_row_starts_from_its_language_model():
+def test_a_pretrained_row_starts_from_its_language_models():
     for changes, suffix in (({}, ""), ({"vectors": "kumo-6B.50d"}, "-kumo-6B-50d")):
         _, experiments, _ = reproduce.plan(options(only=("imdb",), seeds=2, **changes))
         steps = {step.name: step for step in experiments}
-        base = f"imdb-lm-forward{suffix}-seed2"
-        found = steps[f"imdb-pretrained{suffix}-seed2"]
-        assert base in found.needs and base in steps
-        overrides = json.loads(found.command[found.command.index("--overrides") + 1])
-        assert overrides[reproduce.LM_WEIGHTS] == f"runs/{base}/best.th"
+        forward, backward = (f"imdb-lm-{way}{suffix}-seed2" for way in ("forward", "backward"))
+        for row, weights in (
+            ("pretrained", {reproduce.LM_WEIGHTS: forward}),
+            (
+                "pretrained_both",
+                {reproduce.LM_WEIGHTS: forward, reproduce.REVERSE_LM_WEIGHTS: backward},
+            ),
+        ):
+            found = steps[f"imdb-{row}{suffix}-seed2"]
+            overrides = json.loads(found.command[found.command.index("--overrides") + 1])
+            for key, base in weights.items():
+                assert base in found.needs and base in steps
+                assert overrides[key] == f"runs/{base}/best.th"
+            sizes = [key for key in overrides if key.endswith(".input_size")]
+            assert len(sizes) == (len(weights) if changes else 0)
 
 
 @pytest.mark.parametrize("profile", ["cpu", "full"])
@@ -252,7 +262,7 @@ def test_overrides_fit_their_configs(profile, vectors):
                 overrides = step.command[step.command.index("--overrides") + 1]
             Params.from_file(str(SCRIPTS.parent / step.command[2]), overrides)
             trained += 1
-    assert trained == (12 if profile == "full" else 8)
+    assert trained == (14 if profile == "full" else 10)
 
 
 def test_what_runs_at_the_same_time(monkeypatch):
