@@ -99,7 +99,7 @@ FULL = (
         "imdb",
         "pretrained_both",
         "configs/imdb_pretrained_both.jsonnet",
-        4,
+        3,
         1.2,
         {
             LM_WEIGHTS: "{runs}/imdb-lm-forward{vectors}-seed{seed}/best.th",
@@ -196,7 +196,7 @@ CPU = (
         "pretrained-cpu",
         "configs/imdb_pretrained.jsonnet",
         2,
-        0.4,
+        0.7,
         {**SMALL_IMDB, LM_WEIGHTS: "{runs}/imdb-lm-forward-cpu{vectors}-seed{seed}/best.th"},
         PRETRAINED_NOTE,
         needs=("imdb-lm-forward-cpu{vectors}-seed{seed}",),
@@ -215,8 +215,8 @@ CPU = (
         "imdb",
         "pretrained_both-cpu",
         "configs/imdb_pretrained_both.jsonnet",
-        3,
-        0.4,
+        2,
+        0.7,
         {
             **SMALL_IMDB,
             LM_WEIGHTS: "{runs}/imdb-lm-forward-cpu{vectors}-seed{seed}/best.th",
