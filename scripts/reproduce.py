@@ -72,45 +72,59 @@ class Row(NamedTuple):
 
 
 # of configs/imdb_pretrained.jsonnet and imdb_pretrained_both.jsonnet
-LM_WEIGHTS = "model.initializer.regexes.0.1.weights_file_path"
-REVERSE_LM_WEIGHTS = "model.initializer.regexes.1.1.weights_file_path"
-BOTH_ENCODERS = (
-    "model.seq2vec_encoder.forward_encoder",
-    "model.seq2vec_encoder.backward_encoder",
-)
+LM_WEIGHTS = {
+    "forward": "model.initializer.regexes.0.1.weights_file_path",
+    "backward": "model.initializer.regexes.1.1.weights_file_path",
+}
+
+
+def from_language_models(
+    gigabytes: float,
+    suffix: str = "",
+    small: Mapping[str, Any] = {},
+    note: str = "",
+    small_lm: Mapping[str, Any] = {},
+    note_lm: str = "",
+) -> tuple[Row, ...]:
+    """IMDb's language models and the classifiers that start from them."""
+
+    def language_model(way: str, config: str) -> Row:
+        reads = ("model.rnn",)
+        name = way + suffix
+        return Row("imdb-lm", name, config, 1, 0.4, small_lm, note_lm, encoders=reads)
+
+    def classifier(name: str, hours: float, encoders: Mapping[str, str]) -> Row:
+        """encoders: the part of the config that starts from each language model."""
+        runs = {way: f"imdb-lm-{way}{suffix}{{vectors}}-seed{{seed}}" for way in encoders}
+        weights = {LM_WEIGHTS[way]: f"{{runs}}/{run}/best.th" for way, run in runs.items()}
+        return Row(
+            "imdb",
+            name + suffix,
+            f"configs/imdb_{name}.jsonnet",
+            hours,
+            gigabytes,
+            {**small, **weights},
+            note,
+            tuple(runs.values()),
+            tuple(encoders.values()),
+        )
+
+    encoder = "model.seq2vec_encoder"
+    both = {way: f"{encoder}.{way}_encoder" for way in LM_WEIGHTS}
+    return (
+        language_model("forward", "configs/imdb_lm.jsonnet"),
+        language_model("backward", "configs/imdb_lm_reverse.jsonnet"),
+        classifier("pretrained", 2, {"forward": encoder}),
+        classifier("pretrained_both", 3, both),
+    )
+
 
 FULL = (
     Row("imdb", "k2", "configs/imdb.jsonnet", 10, 0.9),
     Row("imdb", "k4", "configs/imdb_k4.jsonnet", None, 0.9),
     Row("imdb", "lstm", "configs/imdb_lstm.jsonnet", None, 0.9),
     Row("imdb", "best", "configs/imdb_best.jsonnet", 20, 1.2),
-    Row("imdb-lm", "forward", "configs/imdb_lm.jsonnet", 1, 0.4, encoders=("model.rnn",)),
-    Row(
-        "imdb",
-        "pretrained",
-        "configs/imdb_pretrained.jsonnet",
-        2,
-        1.2,
-        {LM_WEIGHTS: "{runs}/imdb-lm-forward{vectors}-seed{seed}/best.th"},
-        needs=("imdb-lm-forward{vectors}-seed{seed}",),
-    ),
-    Row("imdb-lm", "backward", "configs/imdb_lm_reverse.jsonnet", 1, 0.4, encoders=("model.rnn",)),
-    Row(
-        "imdb",
-        "pretrained_both",
-        "configs/imdb_pretrained_both.jsonnet",
-        3,
-        1.2,
-        {
-            LM_WEIGHTS: "{runs}/imdb-lm-forward{vectors}-seed{seed}/best.th",
-            REVERSE_LM_WEIGHTS: "{runs}/imdb-lm-backward{vectors}-seed{seed}/best.th",
-        },
-        needs=(
-            "imdb-lm-forward{vectors}-seed{seed}",
-            "imdb-lm-backward{vectors}-seed{seed}",
-        ),
-        encoders=BOTH_ENCODERS,
-    ),
+    *from_language_models(1.2),
     Row("ptb", "qrnn", "configs/ptb.jsonnet", 36, 0.3, {"model.rnn.zoneout": 0}),
     Row("ptb", "zoneout", "configs/ptb.jsonnet", 36, 0.3),
     Row("ptb", "lstm", "configs/ptb_lstm.jsonnet", 48, 0.3),
@@ -174,60 +188,19 @@ SMALL_IMDB = {
     "trainer.callbacks": ["run_file", "random_state", "bfloat16_autocast"],
 }
 IMDB_NOTE = "2 epochs instead of at most 20, trained in bfloat16 on one core"
-PRETRAINED_NOTE = "2 epochs instead of at most 3, trained in bfloat16 on one core"
 # As the records that are committed were made.
 CPU = (
     Row("imdb", "k2-cpu", "configs/imdb.jsonnet", 2, 0.4, SMALL_IMDB, IMDB_NOTE),
     Row("imdb", "k4-cpu", "configs/imdb_k4.jsonnet", 2, 0.4, SMALL_IMDB, IMDB_NOTE),
     Row("imdb", "lstm-cpu", "configs/imdb_lstm.jsonnet", 2, 0.4, SMALL_IMDB, IMDB_NOTE),
     Row("imdb", "best-cpu", "configs/imdb_best.jsonnet", 2, 0.4, SMALL_IMDB, IMDB_NOTE),
-    Row(
-        "imdb-lm",
-        "forward-cpu",
-        "configs/imdb_lm.jsonnet",
-        1,
-        0.4,
+    *from_language_models(
+        0.7,
+        "-cpu",
+        SMALL_IMDB,
+        "2 epochs instead of at most 3, trained in bfloat16 on one core",
         {"trainer.callbacks": SMALL_IMDB["trainer.callbacks"]},
         "trained in bfloat16",
-        encoders=("model.rnn",),
-    ),
-    Row(
-        "imdb",
-        "pretrained-cpu",
-        "configs/imdb_pretrained.jsonnet",
-        2,
-        0.7,
-        {**SMALL_IMDB, LM_WEIGHTS: "{runs}/imdb-lm-forward-cpu{vectors}-seed{seed}/best.th"},
-        PRETRAINED_NOTE,
-        needs=("imdb-lm-forward-cpu{vectors}-seed{seed}",),
-    ),
-    Row(
-        "imdb-lm",
-        "backward-cpu",
-        "configs/imdb_lm_reverse.jsonnet",
-        1,
-        0.4,
-        {"trainer.callbacks": SMALL_IMDB["trainer.callbacks"]},
-        "trained in bfloat16",
-        encoders=("model.rnn",),
-    ),
-    Row(
-        "imdb",
-        "pretrained_both-cpu",
-        "configs/imdb_pretrained_both.jsonnet",
-        2,
-        0.7,
-        {
-            **SMALL_IMDB,
-            LM_WEIGHTS: "{runs}/imdb-lm-forward-cpu{vectors}-seed{seed}/best.th",
-            REVERSE_LM_WEIGHTS: "{runs}/imdb-lm-backward-cpu{vectors}-seed{seed}/best.th",
-        },
-        PRETRAINED_NOTE,
-        needs=(
-            "imdb-lm-forward-cpu{vectors}-seed{seed}",
-            "imdb-lm-backward-cpu{vectors}-seed{seed}",
-        ),
-        encoders=BOTH_ENCODERS,
     ),
     Row("ptb", "zoneout-cpu", "configs/ptb.jsonnet", None, 0.1, SMALL_PTB, SMALL_PTB_NOTE),
     Row("ptb", "lstm-cpu", "configs/ptb_lstm.jsonnet", None, 0.1, SMALL_PTB, SMALL_PTB_NOTE),

@@ -229,21 +229,18 @@ def test_a_pretrained_row_starts_from_its_language_models():
     for changes, suffix in (({}, ""), ({"vectors": "kumo-6B.50d"}, "-kumo-6B-50d")):
         _, experiments, _ = reproduce.plan(options(only=("imdb",), seeds=2, **changes))
         steps = {step.name: step for step in experiments}
-        forward, backward = (f"imdb-lm-{way}{suffix}-seed2" for way in ("forward", "backward"))
-        for row, weights in (
-            ("pretrained", {reproduce.LM_WEIGHTS: forward}),
-            (
-                "pretrained_both",
-                {reproduce.LM_WEIGHTS: forward, reproduce.REVERSE_LM_WEIGHTS: backward},
-            ),
+        for row, ways in (
+            ("pretrained", ("forward",)),
+            ("pretrained_both", ("forward", "backward")),
         ):
             found = steps[f"imdb-{row}{suffix}-seed2"]
             overrides = json.loads(found.command[found.command.index("--overrides") + 1])
-            for key, base in weights.items():
+            for way in ways:
+                base = f"imdb-lm-{way}{suffix}-seed2"
                 assert base in found.needs and base in steps
-                assert overrides[key] == f"runs/{base}/best.th"
+                assert overrides[reproduce.LM_WEIGHTS[way]] == f"runs/{base}/best.th"
             sizes = [key for key in overrides if key.endswith(".input_size")]
-            assert len(sizes) == (len(weights) if changes else 0)
+            assert len(sizes) == (len(ways) if changes else 0)
 
 
 @pytest.mark.parametrize("profile", ["cpu", "full"])
