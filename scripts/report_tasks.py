@@ -42,6 +42,7 @@ IMDB = {
     "pretrained_both": Published(
         "this project's own, 3 x 400 forwards and 3 x 400 backwards, from two language models"
     ),
+    "adversarial": Published("this project's own, pretrained trained against an adversary"),
 }
 IMDB_LM = {
     "forward": Published("this project's own, 3 x 400, what pretrained starts from"),

@@ -71,7 +71,7 @@ class Row(NamedTuple):
         return self.experiment.split("-")[0]
 
 
-# of configs/imdb_pretrained.jsonnet and imdb_pretrained_both.jsonnet
+# of configs/imdb_pretrained.jsonnet and what is built on it
 LM_WEIGHTS = {
     "forward": "model.initializer.regexes.0.1.weights_file_path",
     "backward": "model.initializer.regexes.1.1.weights_file_path",
@@ -116,6 +116,7 @@ def from_language_models(
         language_model("backward", "configs/imdb_lm_reverse.jsonnet"),
         classifier("pretrained", 2, {"forward": encoder}),
         classifier("pretrained_both", 3, both),
+        classifier("adversarial", 4, {"forward": encoder}),
     )
 
 

@@ -1,6 +1,5 @@
 """The variants of configs/imdb.jsonnet on a tiny corpus, through what `allennlp train` calls."""
 
-import copy
 import gzip
 import json
 import shutil
@@ -154,11 +153,14 @@ def test_a_classifier_starts_from_the_language_models(project, tmp_path):
         assert all(torch.equal(value, learnt[name][key]) for key, value in start.items())
 
     fast = warm_up | {"trainer.optimizer.lr": 0.03, "trainer.num_epochs": 10}
-    run = train(project, "imdb_pretrained", tmp_path / "run", **fast)
-    assert max(epoch["validation_accuracy"] for epoch in run["history"]) > 0.9
+    near = {"model.adversarial": 0.05}  # a review has five words here
+    for name, more in (("imdb_pretrained", {}), ("imdb_adversarial", near)):
+        run = train(project, name, tmp_path / name, **fast, **more)
+        assert max(epoch["validation_accuracy"] for epoch in run["history"]) > 0.9
     shutil.rmtree(project / "runs" / "imdb_lm")
     test = project / "data" / "imdb" / "test.jsonl"
-    assert evaluate_from_archive(tmp_path / "run/model.tar.gz", str(test))["accuracy"] > 0.9
+    archive = tmp_path / "imdb_pretrained" / "model.tar.gz"
+    assert evaluate_from_archive(archive, str(test))["accuracy"] > 0.9
     with pytest.raises(FileNotFoundError, match=r"runs/imdb_lm/best\.th"):
         train(project, "imdb_pretrained", tmp_path / "none", **fast)
 
@@ -198,20 +200,77 @@ def weights(directory):
     return torch.load(directory / "best.th").values()
 
 
-def test_smoothed_labels():
-    embedder = {"token_embedders": {"tokens": {"type": "word_vectors", "embedding_dim": 3}}}
+def smoothed(embedder=(), **options) -> Model:
     params = {
         "type": "smoothed_classifier",
-        "text_field_embedder": embedder,
-        "seq2vec_encoder": {"type": "dense_lstm", "input_size": 3, "hidden_size": 4},
+        "text_field_embedder": {
+            "token_embedders": {
+                "tokens": {"type": "word_vectors", "embedding_dim": 3, **dict(embedder)}
+            }
+        },
+        "seq2vec_encoder": {"type": "qrnn", "input_size": 3, "hidden_size": 4, "heads": ["mean"]},
         "label_smoothing": 0.2,
+        **options,
     }
     vocabulary = Vocabulary({"tokens": {"a": 1, "b": 1}, "labels": {"pos": 1, "neg": 1}})
-    model = Model.from_params(Params(copy.deepcopy(params)), vocab=vocabulary)
-    tokens = {"tokens": {"tokens": torch.tensor([[2, 3], [3, 0]])}}
-    output = model(tokens, torch.tensor([0, 1]))
+    return Model.from_params(Params(params), vocab=vocabulary)
+
+
+TOKENS = {"tokens": {"tokens": torch.tensor([[2, 3, 2], [3, 0, 0]])}}
+LABELS = torch.tensor([0, 1])
+
+
+def test_smoothed_labels():
+    output = smoothed()(TOKENS, LABELS)
     target = torch.tensor([[0.9, 0.1], [0.1, 0.9]])
     expected = -(target * output["probs"].log()).sum(1).mean()
     torch.testing.assert_close(output["loss"], expected)
     with pytest.raises(ConfigurationError, match="label_smoothing: expected"):
-        Model.from_params(Params({**params, "label_smoothing": 1.0}), vocab=vocabulary)
+        smoothed(label_smoothing=1.0)
+
+
+@pytest.mark.parametrize("trainable", [True, False])
+def test_an_adversary_moves_the_word_vectors(trainable):
+    """Against a loss written out with vectors, in place of words, that are moved by hand."""
+    torch.manual_seed(1)
+    model = smoothed({"trainable": trainable}, adversarial=0.3).double()
+    output = model(TOKENS, LABELS)
+    output["loss"].backward()
+    assert model.get_metrics()["accuracy"] == (output["probs"].argmax(1) == LABELS).double().mean()
+
+    embedding = model._text_field_embedder.token_embedder_tokens.weight
+    others = [p for p in model.parameters() if p is not embedding]
+    words, mask = TOKENS["tokens"]["tokens"], torch.tensor([[1, 1, 1], [1, 0, 0]]).bool()
+
+    def loss(vectors):
+        logits = model._classification_layer(model._seq2vec_encoder(vectors, mask))
+        return torch.nn.functional.cross_entropy(logits, LABELS, label_smoothing=0.2)
+
+    vectors = embedding[words]
+    clean = loss(vectors)
+    leaf = vectors.detach().requires_grad_()
+    [grad] = torch.autograd.grad(loss(leaf), leaf)
+    assert not grad[1, 1:].any()  # padding does not matter
+    moved = []
+    for row, slope, length in zip(vectors.detach(), grad, (3, 1), strict=True):
+        size = (row[:length] ** 2).sum(1).mean().sqrt()
+        moved.append(0.3 * size * slope / slope.square().sum().sqrt())
+    hard = loss(vectors + torch.stack(moved))
+    assert hard > clean
+    torch.testing.assert_close(output["loss"], (clean + hard) / 2)
+    trained = [*others, embedding] if trainable else others
+    expected = torch.autograd.grad((clean + hard) / 2, trained)
+    for parameter, gradient in zip(trained, expected, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient)
+    assert trainable or embedding.grad is None
+
+    model.eval()
+    torch.testing.assert_close(model(TOKENS, LABELS)["loss"], clean)
+    assert "loss" not in model.train()(TOKENS)
+    with torch.no_grad():
+        torch.testing.assert_close(model(TOKENS, LABELS)["loss"], clean)
+
+
+def test_an_adversary_has_a_distance():
+    with pytest.raises(ConfigurationError, match="adversarial: expected at least 0, got -1"):
+        smoothed(adversarial=-1)

@@ -200,7 +200,11 @@ def test_a_plan_has_everything_before_what_needs_it(profile, seeds):
 def test_the_full_plan_has_the_rows_of_the_tables():
     phases = reproduce.plan(options(seeds=2, mirror="there"))
     steps = {step.name: step for phase in phases for step in phase}
-    rows = {"imdb": "k2 k4 lstm best pretrained", "imdb-lm": "forward", "iwslt": "qrnn lstm"}
+    rows = {
+        "imdb": "k2 k4 lstm best pretrained adversarial",
+        "imdb-lm": "forward",
+        "iwslt": "qrnn lstm",
+    }
     rows["ptb"] = "qrnn zoneout lstm report awd finetuned cache"
     for experiment, names in rows.items():
         for name in names.split():
@@ -232,6 +236,7 @@ def test_a_pretrained_row_starts_from_its_language_models():
         for row, ways in (
             ("pretrained", ("forward",)),
             ("pretrained_both", ("forward", "backward")),
+            ("adversarial", ("forward",)),
         ):
             found = steps[f"imdb-{row}{suffix}-seed2"]
             overrides = json.loads(found.command[found.command.index("--overrides") + 1])
@@ -259,7 +264,7 @@ def test_overrides_fit_their_configs(profile, vectors):
                 overrides = step.command[step.command.index("--overrides") + 1]
             Params.from_file(str(SCRIPTS.parent / step.command[2]), overrides)
             trained += 1
-    assert trained == (14 if profile == "full" else 10)
+    assert trained == (15 if profile == "full" else 11)
 
 
 def test_what_runs_at_the_same_time(monkeypatch):
