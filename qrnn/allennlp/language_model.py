@@ -29,9 +29,10 @@ class _SummedCrossEntropy(torch.autograd.Function):
     """See `summed_cross_entropy`. The loss is a scalar: its gradients are made with its value."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Any, targets: Tensor) -> Tensor:
         wanted = any(ctx.needs_input_grad)
-        grads = [torch.zeros_like(x) for x in (hidden, weight, bias)] if wanted else []
+        inputs = (hidden, weight) if bias is None else (hidden, weight, bias)
+        grads = [torch.zeros_like(x) for x in inputs] if wanted else []
         rows = max(1, LOGITS // len(weight))
         total = torch.zeros((), device=hidden.device, dtype=_exact(hidden.dtype))
         for start in range(0, len(hidden), rows):
@@ -44,7 +45,8 @@ class _SummedCrossEntropy(torch.autograd.Function):
             if wanted:
                 grad = logits.sub_(log_sum).exp_()
                 grad.scatter_add_(1, t, torch.full_like(log_sum, -1))
-                grads[2] += grad.sum(0)
+                if bias is not None:
+                    grads[2] += grad.sum(0)
                 grad = grad.to(dtype)
                 grads[0][start : start + rows] = grad @ weight
                 grads[1] += grad.t() @ h
@@ -54,14 +56,17 @@ class _SummedCrossEntropy(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_total: Tensor) -> Any:
-        return (*((grad_total * grad).to(grad.dtype) for grad in ctx.saved_tensors), None)
+        grads = [(grad_total * grad).to(grad.dtype) for grad in ctx.saved_tensors]
+        return (*grads, *[None] * (4 - len(grads)))
 
 
 def _exact(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-def summed_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor) -> Tensor:
+def summed_cross_entropy(
+    hidden: Tensor, weight: Tensor, bias: Optional[Tensor], targets: Tensor
+) -> Tensor:
     """The sum of F.cross_entropy(F.linear(hidden, weight, bias), targets), without all its memory.
 
     hidden (N, H), weight (V, H), bias (V,), targets (N,) integers. The N * V logits, most of a
@@ -71,8 +76,27 @@ def summed_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor, targets: 
     """
     inputs = (hidden, weight, bias)
     if not torch.is_grad_enabled():
-        inputs = (hidden.detach(), weight.detach(), bias.detach())
+        inputs = (hidden.detach(), weight.detach(), None if bias is None else bias.detach())
     return _SummedCrossEntropy.apply(*inputs, targets)
+
+
+def summed_adaptive_cross_entropy(
+    hidden: Tensor, softmax: nn.AdaptiveLogSoftmaxWithLoss, targets: Tensor
+) -> Tensor:
+    """The sum of -softmax(hidden, targets).output, as `summed_cross_entropy` makes it.
+
+    hidden (N, H), targets (N,) integers. Unlike torch's own it takes 16-bit types and autocast.
+    """
+    cutoffs = softmax.cutoffs  # the last one is V
+    cluster = torch.bucketize(targets, targets.new_tensor(cutoffs[:-1]), right=True)
+    in_head = targets.where(cluster == 0, cutoffs[0] - 1 + cluster)
+    total = summed_cross_entropy(hidden, softmax.head.weight, softmax.head.bias, in_head)
+    tails: Any = softmax.tail
+    for n, (low, (down, up)) in enumerate(zip(cutoffs, tails, strict=False), 1):
+        rows = cluster == n
+        x = down(hidden[rows])
+        total = total + summed_cross_entropy(x, up.weight, up.bias, targets[rows] - low)
+    return total
 
 
 class _Stream:
@@ -124,9 +148,7 @@ class StreamModel(Model):
     def negative_log_likelihood(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """The sum of -log p of targets (N,), of which the softmax is given hidden (N, H)."""
         if isinstance(self.softmax, nn.AdaptiveLogSoftmaxWithLoss):
-            # torch's mixes its types under autocast
-            with torch.autocast(hidden.device.type, enabled=False):
-                return -self.softmax(hidden.to(_exact(hidden.dtype)), targets).output.sum()
+            return summed_adaptive_cross_entropy(hidden, self.softmax, targets)
         return summed_cross_entropy(hidden, self.softmax.weight, self.softmax.bias, targets)
 
     def forward(

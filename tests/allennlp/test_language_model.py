@@ -20,7 +20,7 @@ from qrnn.allennlp import (
     TokenStreamReader,
     language_model,
 )
-from qrnn.allennlp.language_model import summed_cross_entropy
+from qrnn.allennlp.language_model import summed_adaptive_cross_entropy, summed_cross_entropy
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 TEXT = "the cat sat on the mat\nthe dog sat\n\na dog and a cat sat on a mat and sat\n" * 3
@@ -103,6 +103,23 @@ def test_cross_entropy_under_autocast():
     ):
         assert grad.dtype == torch.float32
         torch.testing.assert_close(grad, other, rtol=2e-2, atol=2e-2)  # bfloat16 has 8 bits
+
+
+@pytest.mark.parametrize("words", [(0, 2, 1, 9, 3, 5, 19, 4), (0, 0, 1, 2), (8, 19)])
+def test_adaptive_cross_entropy_is_torchs(words):
+    """Also where a cluster, or the head, has no target."""
+    softmax = torch.nn.AdaptiveLogSoftmaxWithLoss(16, 20, [3, 8]).double()
+    hidden = torch.randn(len(words), 16, dtype=torch.double, requires_grad=True)
+    targets, inputs = torch.tensor(words), [hidden, *softmax.parameters()]
+    plain = -softmax(hidden, targets).output.sum()
+    total = summed_adaptive_cross_entropy(hidden, softmax, targets)
+    torch.testing.assert_close(total, plain, rtol=1e-12, atol=0)
+    expected = torch.autograd.grad(plain / 3, inputs, materialize_grads=True)
+    for grad, other in zip(torch.autograd.grad(total / 3, inputs), expected, strict=True):
+        torch.testing.assert_close(grad, other, rtol=1e-12, atol=1e-14)
+    with torch.no_grad():
+        total = summed_adaptive_cross_entropy(hidden, softmax, targets)
+    assert total.item() == pytest.approx(plain.item())
 
 
 def evaluate(model, batches):
