@@ -4,10 +4,14 @@
 //   allennlp evaluate runs/imdb/model.tar.gz data/imdb/test.jsonl
 //
 // Cost: half an hour to an hour an epoch on one or two CPU cores, the shorter with the callback
-// "bfloat16_autocast", and up to 16 GB of memory, which glibc keeps after long batches: 5 with
-// LD_PRELOAD=libjemalloc.so.2. Expect: the paper has 91.4 % on test with k = 2 and 91.1 % with k = 4
-// in the first layer (imdb_k4.jsonnet), from GloVe 840B vectors; here two epochs from the stand-in
-// of imdb_word2vec.jsonnet gave 91.5 to 91.9 % (records imdb-k2-cpu-word2vec-imdb-300d-seed1, -seed2
+// "bfloat16_autocast", and up to 16 GB of memory, which glibc keeps after long batches. Without a GPU
+// much of the time is the kernel's, which clears the memory that every step gives back and takes again.
+// With these hardly any is, and 5 GB are enough:
+//   LD_PRELOAD=libjemalloc.so.2 THP_MEM_ALLOC_ENABLE=1
+//   MALLOC_CONF=oversize_threshold:0,dirty_decay_ms:-1,muzzy_decay_ms:-1
+// Expect: the paper has 91.4 % on test with k = 2 and 91.1 % with k = 4 in the first layer
+// (imdb_k4.jsonnet), from GloVe 840B vectors; here two epochs from the stand-in of
+// imdb_word2vec.jsonnet gave 91.5 to 91.9 % (records imdb-k2-cpu-word2vec-imdb-300d-seed1, -seed2
 // and -seed3).
 //
 // Stated in the paper: layers, width, dense connections, k, 300-d vectors, dropout 0.3 between

@@ -123,6 +123,7 @@ def test_a_classifier_starts_from_the_language_models(project, tmp_path):
         "data_loader.batch_size": 2,
         "validation_data_loader.batch_size": 2,
         "trainer.learning_rate_scheduler.warmup_steps": 2,
+        "trainer.num_epochs": 1,
     }
     learnt = {}
     for name in ("imdb_lm", "imdb_lm_reverse"):
