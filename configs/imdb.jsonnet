@@ -6,7 +6,7 @@
 // Cost: half an hour to an hour an epoch on one or two CPU cores, the shorter with the callback
 // "bfloat16_autocast", and up to 16 GB of memory, which glibc keeps after long batches. Without a GPU
 // much of the time is the kernel's, which clears the memory that every step gives back and takes again.
-// With these hardly any is, and imdb_adversarial.jsonnet held 5 GB (this model was not tried so):
+// With these hardly any is, and imdb_best.jsonnet held 5 GB (this model was not tried so):
 //   LD_PRELOAD=libjemalloc.so.2 THP_MEM_ALLOC_ENABLE=1
 //   MALLOC_CONF=oversize_threshold:0,dirty_decay_ms:-1,muzzy_decay_ms:-1
 // Expect: the paper has 91.4 % on test with k = 2 and 91.1 % with k = 4 in the first layer

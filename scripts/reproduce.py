@@ -50,8 +50,9 @@ class Row(NamedTuple):
     hours: of training on a CPU, from the costs in the config's header and its epochs; no GPU was
     timed. gigabytes: of its run, computed: parameters, as often as checkpoints, what the optimiser
     keeps, best.th and the archive hold them; None where neither is known.
-    needs: runs that come before it. In them and in the overrides stand {runs} for the folder of all
-    runs, {seed} for the row's, and {vectors} for what the names of IMDb's rows end in.
+    needs: runs that come before it. In them, in the name and in the overrides stand {runs} for the
+    folder of all runs, {seed} for the row's, and {vectors} for "-" and IMDb's word vectors, where
+    they are not GloVe's.
     encoders: of IMDb's rows, those parts of the config that read the word vectors.
     """
 
@@ -78,54 +79,45 @@ LM_WEIGHTS = {
 }
 
 
+def language_model(
+    name: str, config: str, overrides: Mapping[str, Any] = {}, note: str = ""
+) -> Row:
+    """Of IMDb's reviews, for a classifier to start from."""
+    return Row("imdb-lm", name, config, 1, 0.4, overrides, note, encoders=("model.rnn",))
+
+
 def from_language_models(
+    name: str,
+    config: str,
+    hours: float,
     gigabytes: float,
-    suffix: str = "",
-    small: Mapping[str, Any] = {},
+    starts: Mapping[str, str],
+    overrides: Mapping[str, Any] = {},
     note: str = "",
-    small_lm: Mapping[str, Any] = {},
-    note_lm: str = "",
-) -> tuple[Row, ...]:
-    """IMDb's language models and the classifiers that start from them."""
-
-    def language_model(way: str, config: str) -> Row:
-        reads = ("model.rnn",)
-        name = way + suffix
-        return Row("imdb-lm", name, config, 1, 0.4, small_lm, note_lm, encoders=reads)
-
-    def classifier(name: str, hours: float, encoders: Mapping[str, str]) -> Row:
-        """encoders: the part of the config that starts from each language model."""
-        runs = {way: f"imdb-lm-{way}{suffix}{{vectors}}-seed{{seed}}" for way in encoders}
-        weights = {LM_WEIGHTS[way]: f"{{runs}}/{run}/best.th" for way, run in runs.items()}
-        return Row(
-            "imdb",
-            name + suffix,
-            f"configs/imdb_{name}.jsonnet",
-            hours,
-            gigabytes,
-            {**small, **weights},
-            note,
-            tuple(runs.values()),
-            tuple(encoders.values()),
-        )
-
+) -> Row:
+    """starts: for each direction of LM_WEIGHTS that the classifier reads in, its language model."""
+    runs = {way: f"imdb-lm-{model}-seed{{seed}}" for way, model in starts.items()}
+    weights = {LM_WEIGHTS[way]: f"{{runs}}/{run}/best.th" for way, run in runs.items()}
     encoder = "model.seq2vec_encoder"
-    both = {way: f"{encoder}.{way}_encoder" for way in LM_WEIGHTS}
-    return (
-        language_model("forward", "configs/imdb_lm.jsonnet"),
-        language_model("backward", "configs/imdb_lm_reverse.jsonnet"),
-        classifier("pretrained", 2, {"forward": encoder}),
-        classifier("pretrained_both", 3, both),
-        classifier("adversarial", 4, {"forward": encoder}),
-    )
+    reads = (encoder,) if len(runs) == 1 else tuple(f"{encoder}.{way}_encoder" for way in runs)
+    needs = tuple(runs.values())
+    return Row("imdb", name, config, hours, gigabytes, {**overrides, **weights}, note, needs, reads)
 
 
+FORWARD = {"forward": "forward{vectors}"}
+BOTH = {**FORWARD, "backward": "backward{vectors}"}
 FULL = (
-    Row("imdb", "k2", "configs/imdb.jsonnet", 10, 0.9),
-    Row("imdb", "k4", "configs/imdb_k4.jsonnet", None, 0.9),
-    Row("imdb", "lstm", "configs/imdb_lstm.jsonnet", None, 0.9),
-    Row("imdb", "best", "configs/imdb_best.jsonnet", 20, 1.2),
-    *from_language_models(1.2),
+    Row("imdb", "k2{vectors}", "configs/imdb.jsonnet", 10, 0.9),
+    Row("imdb", "k4{vectors}", "configs/imdb_k4.jsonnet", None, 0.9),
+    Row("imdb", "lstm{vectors}", "configs/imdb_lstm.jsonnet", None, 0.9),
+    Row("imdb", "pooled{vectors}", "configs/imdb_pooled.jsonnet", 20, 1.2),
+    language_model("forward{vectors}", "configs/imdb_lm.jsonnet"),
+    language_model("backward{vectors}", "configs/imdb_lm_reverse.jsonnet"),
+    from_language_models("pretrained{vectors}", "configs/imdb_pretrained.jsonnet", 2, 1.2, FORWARD),
+    from_language_models(
+        "pretrained_both{vectors}", "configs/imdb_pretrained_both.jsonnet", 3, 1.2, BOTH
+    ),
+    from_language_models("adversarial{vectors}", "configs/imdb_best.jsonnet", 4, 1.2, FORWARD),
     Row("ptb", "qrnn", "configs/ptb.jsonnet", 36, 0.3, {"model.rnn.zoneout": 0}),
     Row("ptb", "zoneout", "configs/ptb.jsonnet", 36, 0.3),
     Row("ptb", "lstm", "configs/ptb_lstm.jsonnet", 48, 0.3),
@@ -189,19 +181,58 @@ SMALL_IMDB = {
     "trainer.callbacks": ["run_file", "random_state", "bfloat16_autocast"],
 }
 IMDB_NOTE = "2 epochs instead of at most 20, trained in bfloat16 on one core"
+IMDB_LM_NOTE = "2 epochs instead of at most 3, trained in bfloat16 on one core"
+FORWARD_CPU = {"forward": "forward-cpu{vectors}"}
+BOTH_CPU = {**FORWARD_CPU, "backward": "backward-cpu{vectors}"}
+BFLOAT16 = {"trainer.callbacks": SMALL_IMDB["trainer.callbacks"]}
+ONE_EPOCH = {"trainer.num_epochs": 1, **BFLOAT16}, "1 epoch instead of 2, trained in bfloat16"
 # As the records that are committed were made.
 CPU = (
-    Row("imdb", "k2-cpu", "configs/imdb.jsonnet", 2, 0.4, SMALL_IMDB, IMDB_NOTE),
-    Row("imdb", "k4-cpu", "configs/imdb_k4.jsonnet", 2, 0.4, SMALL_IMDB, IMDB_NOTE),
-    Row("imdb", "lstm-cpu", "configs/imdb_lstm.jsonnet", 2, 0.4, SMALL_IMDB, IMDB_NOTE),
-    Row("imdb", "best-cpu", "configs/imdb_best.jsonnet", 2, 0.4, SMALL_IMDB, IMDB_NOTE),
-    *from_language_models(
+    Row("imdb", "k2-cpu{vectors}", "configs/imdb.jsonnet", 2, 0.4, SMALL_IMDB, IMDB_NOTE),
+    Row("imdb", "k4-cpu{vectors}", "configs/imdb_k4.jsonnet", 2, 0.4, SMALL_IMDB, IMDB_NOTE),
+    Row("imdb", "lstm-cpu{vectors}", "configs/imdb_lstm.jsonnet", 2, 0.4, SMALL_IMDB, IMDB_NOTE),
+    # its records are older than the config's name
+    Row("imdb", "best-cpu{vectors}", "configs/imdb_pooled.jsonnet", 2, 0.4, SMALL_IMDB, IMDB_NOTE),
+    language_model("forward-cpu{vectors}", "configs/imdb_lm.jsonnet", *ONE_EPOCH),
+    language_model("backward-cpu{vectors}", "configs/imdb_lm_reverse.jsonnet", *ONE_EPOCH),
+    language_model(
+        "forward-cpu{vectors}-2epochs", "configs/imdb_lm.jsonnet", BFLOAT16, "trained in bfloat16"
+    ),
+    from_language_models(
+        "pretrained-cpu{vectors}",
+        "configs/imdb_pretrained.jsonnet",
+        2,
         0.7,
-        "-cpu",
+        FORWARD_CPU,
         SMALL_IMDB,
-        "2 epochs instead of at most 3, trained in bfloat16 on one core",
-        {"trainer.num_epochs": 1, "trainer.callbacks": SMALL_IMDB["trainer.callbacks"]},
-        "1 epoch instead of 2, trained in bfloat16",
+        IMDB_LM_NOTE,
+    ),
+    from_language_models(
+        "pretrained_both-cpu{vectors}",
+        "configs/imdb_pretrained_both.jsonnet",
+        3,
+        0.7,
+        BOTH_CPU,
+        SMALL_IMDB,
+        IMDB_LM_NOTE,
+    ),
+    from_language_models(
+        "adversarial-cpu{vectors}",
+        "configs/imdb_best.jsonnet",
+        4,
+        0.7,
+        FORWARD_CPU,
+        SMALL_IMDB,
+        IMDB_LM_NOTE,
+    ),
+    from_language_models(
+        "adversarial-lm2-cpu{vectors}",
+        "configs/imdb_best.jsonnet",
+        4,
+        0.7,
+        {"forward": "forward-cpu{vectors}-2epochs"},
+        BFLOAT16,
+        "3 epochs, from a language model of 2 epochs; trained in bfloat16 on one core",
     ),
     Row("ptb", "zoneout-cpu", "configs/ptb.jsonnet", None, 0.1, SMALL_PTB, SMALL_PTB_NOTE),
     Row("ptb", "lstm-cpu", "configs/ptb_lstm.jsonnet", None, 0.1, SMALL_PTB, SMALL_PTB_NOTE),
@@ -415,7 +446,8 @@ def training(row: Row, seed: int, options: Options, known: Mapping[str, Any]) ->
             needs.append(f"vectors-{options.vectors}")
         if options.vectors not in (None, GLOVE):
             suffix = f"-{options.vectors.replace('.', '-')}"
-    name, fields = row.name + suffix, {"runs": options.runs, "seed": seed, "vectors": suffix}
+    fields = {"runs": options.runs, "seed": seed, "vectors": suffix}
+    name = row.name.format(**fields)
     needs += [other.format(**fields) for other in row.needs]
     filled = {
         key: value.format(**fields) if isinstance(value, str) else value

@@ -155,7 +155,7 @@ def test_a_classifier_starts_from_the_language_models(project, tmp_path):
 
     fast = warm_up | {"trainer.optimizer.lr": 0.03, "trainer.num_epochs": 10}
     near = {"model.adversarial": 0.05}  # a review has five words here
-    for name, more in (("imdb_pretrained", {}), ("imdb_adversarial", near)):
+    for name, more in (("imdb_pretrained", {}), ("imdb_best", near)):
         run = train(project, name, tmp_path / name, **fast, **more)
         assert max(epoch["validation_accuracy"] for epoch in run["history"]) > 0.9
     shutil.rmtree(project / "runs" / "imdb_lm")
@@ -182,13 +182,13 @@ class Kill(TrainerCallback):
             raise Killed
 
 
-def test_recover_continues_the_best_config_with_its_average(project, tmp_path):
+def test_recover_continues_the_pooled_config_with_its_average(project, tmp_path):
     callbacks = {"trainer.callbacks": ["run_file", "random_state", "kill_classifier"]}
-    whole = train(project, "imdb_best", tmp_path / "whole", **callbacks)["history"]
+    whole = train(project, "imdb_pooled", tmp_path / "whole", **callbacks)["history"]
     Kill.armed = True
     with pytest.raises(Killed):
-        train(project, "imdb_best", tmp_path / "killed", **callbacks)
-    recovered = train(project, "imdb_best", tmp_path / "killed", True, **callbacks)["history"]
+        train(project, "imdb_pooled", tmp_path / "killed", **callbacks)
+    recovered = train(project, "imdb_pooled", tmp_path / "killed", True, **callbacks)["history"]
     assert [epoch["epoch"] for epoch in recovered] == [0, 1, 2]
     for a, b in zip(whole, recovered, strict=True):
         for name in ("training_loss", "validation_loss", "validation_accuracy"):

@@ -201,7 +201,7 @@ def test_the_full_plan_has_the_rows_of_the_tables():
     phases = reproduce.plan(options(seeds=2, mirror="there"))
     steps = {step.name: step for phase in phases for step in phase}
     rows = {
-        "imdb": "k2 k4 lstm best pretrained adversarial",
+        "imdb": "k2 k4 lstm pooled pretrained adversarial",
         "imdb-lm": "forward",
         "iwslt": "qrnn lstm",
     }
@@ -229,23 +229,28 @@ def test_other_vectors_are_a_row_of_their_own():
     assert overrides["model.seq2vec_encoder.input_size"] == 50
 
 
-def test_a_pretrained_row_starts_from_its_language_models():
+@pytest.mark.parametrize(
+    ("profile", "row", "models"),
+    [
+        ("full", "pretrained{0}", {"forward": "forward{0}"}),
+        ("full", "pretrained_both{0}", {"forward": "forward{0}", "backward": "backward{0}"}),
+        ("full", "adversarial{0}", {"forward": "forward{0}"}),
+        ("cpu", "adversarial-cpu{0}", {"forward": "forward-cpu{0}"}),
+        ("cpu", "adversarial-lm2-cpu{0}", {"forward": "forward-cpu{0}-2epochs"}),
+    ],
+)
+def test_a_pretrained_row_starts_from_its_language_models(profile, row, models):
     for changes, suffix in (({}, ""), ({"vectors": "kumo-6B.50d"}, "-kumo-6B-50d")):
-        _, experiments, _ = reproduce.plan(options(only=("imdb",), seeds=2, **changes))
+        _, experiments, _ = reproduce.plan(options(profile, only=("imdb",), seeds=2, **changes))
         steps = {step.name: step for step in experiments}
-        for row, ways in (
-            ("pretrained", ("forward",)),
-            ("pretrained_both", ("forward", "backward")),
-            ("adversarial", ("forward",)),
-        ):
-            found = steps[f"imdb-{row}{suffix}-seed2"]
-            overrides = json.loads(found.command[found.command.index("--overrides") + 1])
-            for way in ways:
-                base = f"imdb-lm-{way}{suffix}-seed2"
-                assert base in found.needs and base in steps
-                assert overrides[reproduce.LM_WEIGHTS[way]] == f"runs/{base}/best.th"
-            sizes = [key for key in overrides if key.endswith(".input_size")]
-            assert len(sizes) == (len(ways) if changes else 0)
+        found = steps[f"imdb-{row}-seed2".format(suffix)]
+        overrides = json.loads(found.command[found.command.index("--overrides") + 1])
+        for way, model in models.items():
+            base = f"imdb-lm-{model}-seed2".format(suffix)
+            assert base in found.needs and base in steps
+            assert overrides[reproduce.LM_WEIGHTS[way]] == f"runs/{base}/best.th"
+        sizes = [key for key in overrides if key.endswith(".input_size")]
+        assert len(sizes) == (len(models) if changes else 0)
 
 
 @pytest.mark.parametrize("profile", ["cpu", "full"])
@@ -264,7 +269,7 @@ def test_overrides_fit_their_configs(profile, vectors):
                 overrides = step.command[step.command.index("--overrides") + 1]
             Params.from_file(str(SCRIPTS.parent / step.command[2]), overrides)
             trained += 1
-    assert trained == (15 if profile == "full" else 11)
+    assert trained == (15 if profile == "full" else 13)
 
 
 def test_what_runs_at_the_same_time(monkeypatch):
