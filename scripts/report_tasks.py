@@ -38,7 +38,7 @@ IMDB = {
     ),
     "lstm": Published("dense LSTM, 4 x 256", "90.9", paper_seconds="480"),
     "pooled": Published(
-        "this project's own, two layers in both directions; rows best-* are of this model too, "
+        "this project's own, two layers in both directions; rows best-... are of it too, "
         "whose config was imdb_best.jsonnet then"
     ),
     "pretrained": Published("this project's own, 3 x 400, from a language model of the reviews"),

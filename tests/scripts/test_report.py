@@ -187,7 +187,7 @@ def test_the_overview_has_of_each_task_the_row_that_is_best_on_dev(project):
     )
     assert row in readme and row in page
     assert "| IMDb, accuracy in % | 87.12 | 91.4 | 88.36 | best-small; " in readme
-    pooled = report_tasks.IMDB["pooled"].model  # as rows best-* were, before the name changed hands
+    pooled = report_tasks.IMDB["pooled"].model  # as row best was, before the name changed hands
     assert f"; changed | {pooled}; 5,000" in readme
     assert "| Penn Treebank, perplexity | 117.9 | 78.3 | 108.86 | zoneout-small; " in readme
     assert "| IWSLT German-English, BLEU | - | 19.41 | 12.34 | no record yet | - | - |" in readme
