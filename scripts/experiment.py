@@ -5,7 +5,8 @@ A language model that only serves to start from (imdb-lm) is measured on dev alo
     python scripts/experiment.py imdb configs/imdb.jsonnet --row k2 --seed 1
 
 A run that was interrupted is continued from its last checkpoint, and ends as if it had not been.
-One whose record exists is skipped.
+One whose record exists is skipped. One that was begun with another config, seed or overrides is an
+error.
 """
 
 import argparse
@@ -34,6 +35,10 @@ FRAMEWORKS: dict[str, ModuleType] = {
 UNTESTED = {"imdb-lm"}
 
 
+class OtherRunError(Exception):
+    """The run's folder holds another training."""
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("experiment", choices=sorted(FRAMEWORKS))
@@ -57,7 +62,7 @@ def main() -> None:
             f"error: {shlex.join(error.cmd)} {ending(error.returncode)}, see above; the same "
             "command continues it"
         )
-    except BlockingIOError as error:
+    except (BlockingIOError, OtherRunError) as error:
         sys.exit(f"error: {error}")
 
 
@@ -73,31 +78,44 @@ def run(
 ) -> Path:
     """Returns the path of the record, which is made unless it is there.
 
-    Raises BlockingIOError while another process is at work on the same run.
+    Raises BlockingIOError while another process is at work on the same run, and OtherRunError where
+    its folder holds one that was begun with another config, seed or overrides.
     """
     target = records.path(results, experiment, row, seed)
     if target.exists():
         return target
     directory = runs / target.stem
     started = runs / target.name
-    if not started.exists():
-        runs.mkdir(parents=True, exist_ok=True)
-        origin = {"commit": records.commit(), "versions": records.versions()}
-        write_atomically(started, json.dumps(origin))
+    trained = {"config": str(config), "seed": seed, "overrides": overrides or {}}
+
+    def begun(anew: bool) -> None:
+        if anew:
+            origin = {"commit": records.commit(), "versions": records.versions()}
+            write_atomically(started, json.dumps({**origin, "trained": trained}))
+        else:
+            known = read_json(started).get("trained", trained) if started.exists() else None
+            if known != trained:
+                raise OtherRunError(
+                    f"{directory} was begun with {json.dumps(known)}, not with "
+                    f"{json.dumps(trained)}: delete it, or give another --runs"
+                )
+
     framework = FRAMEWORKS[experiment]
-    with open(started) as lock:
+    runs.mkdir(parents=True, exist_ok=True)
+    with open(started.with_suffix(".lock"), "a") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise BlockingIOError(f"another process is at work on {directory}") from error
         # what it starts may outlive it, and is then still at work
         os.set_inheritable(lock.fileno(), True)
-        framework.train(config, directory, seed, overrides or {})
+        framework.train(config, directory, seed, overrides or {}, begun)
         if experiment not in UNTESTED:
             framework.evaluate(directory)
     about = {"experiment": experiment, "row": row, "seed": seed, "note": note}
     made = {"device": records.device(), "command": shlex.join(["python", *sys.argv])}
-    return records.write(results, read_json(started) | framework.outcome(directory) | about | made)
+    origin = {name: read_json(started)[name] for name in ("commit", "versions")}
+    return records.write(results, origin | framework.outcome(directory) | about | made)
 
 
 def ending(status: int) -> str:

@@ -13,6 +13,7 @@ import sys
 import tarfile
 import zipfile
 import zlib
+from collections.abc import Callable
 from gzip import BadGzipFile
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,12 +31,20 @@ class Checkpoint(NamedTuple):
     state: dict[str, Any]  # of the trainer
 
 
-def train(config: Path, directory: Path, seed: int, overrides: dict[str, Any]) -> None:
+def train(
+    config: Path,
+    directory: Path,
+    seed: int,
+    overrides: dict[str, Any],
+    begun: Callable[[bool], None] = lambda anew: None,
+) -> None:
     """Trains, or continues from the newest checkpoint that is whole, or anew where there is none.
 
-    Does nothing where training has ended and its archive is whole.
+    Trains no more where training has ended and its archive is whole. begun is called before
+    anything is trained, with whether it is from the start.
     """
     if finished(directory):
+        begun(False)
         return
     overrides = {f"{k}_seed": seed for k in ("random", "numpy", "pytorch")} | overrides
     options = json.dumps(overrides)
@@ -47,8 +56,10 @@ def train(config: Path, directory: Path, seed: int, overrides: dict[str, Any]) -
         if directory.exists():
             print(f"{directory} holds nothing to continue from: training starts anew")
             shutil.rmtree(directory)
+        begun(True)
         call("train", config, "-s", directory, "-o", options)
         return
+    begun(False)
     settings = mended_config(config, directory, options)
     tracked, patience = checkpoint.state["metric_tracker"], settings["trainer"].get("patience")
     if patience is not None and tracked["epochs_with_no_improvement"] >= patience:

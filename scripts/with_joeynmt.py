@@ -11,6 +11,7 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -26,12 +27,20 @@ LOGGED = re.compile(r"Step:\s+(\d+), .*Tokens per Sec:\s+(\d+)")
 STAMP = re.compile(r"^(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d+) ", re.MULTILINE)
 
 
-def train(config: Path, directory: Path, seed: int, overrides: dict[str, Any]) -> None:
+def train(
+    config: Path,
+    directory: Path,
+    seed: int,
+    overrides: dict[str, Any],
+    begun: Callable[[bool], None] = lambda anew: None,
+) -> None:
+    """Trains, or continues; see with_allennlp.train."""
     state = directory / "state.ckpt"
-    if is_whole(state):
-        if (directory / "trained").exists():
-            return
-    elif state.exists():
+    whole = is_whole(state)
+    begun(not whole)
+    if whole and (directory / "trained").exists():
+        return
+    if not whole and state.exists():
         print(f"{state} is damaged: training starts anew")
         state.unlink()
     settings = yaml.safe_load(config.read_text(encoding="utf-8"))

@@ -114,6 +114,42 @@ def test_an_interrupted_training_is_recovered(commands):
     assert ["--recover" in call for call in commands.called] == [False, True, False]
 
 
+def test_the_commit_is_that_of_the_training_which_made_the_result(commands, monkeypatch):
+    commits = iter(["first", "second", "third"])
+    monkeypatch.setattr(records, "commit", lambda: next(commits))
+    commands.dies_at = "train"
+    with pytest.raises(subprocess.CalledProcessError):
+        run()
+    for state in Path("runs/imdb-k2-seed3").glob("*_state_*.th"):
+        state.unlink()  # as if it had been killed earlier: the next one starts anew
+    with pytest.raises(subprocess.CalledProcessError):
+        run()
+    commands.dies_at = ""
+    [record] = [json.loads(run().read_text())]
+    assert ["--recover" in call for call in commands.called] == [False, False, True, False]
+    assert record["commit"] == "second"
+
+
+@pytest.mark.parametrize("dies_at", ["train", "evaluate", ""])
+def test_a_run_of_another_command_is_not_taken_for_this_one(commands, dies_at):
+    commands.dies_at = dies_at
+    if dies_at:
+        with pytest.raises(subprocess.CalledProcessError):
+            run(overrides={"trainer.num_epochs": 2})
+    else:
+        run(overrides={"trainer.num_epochs": 2}).unlink()
+    commands.dies_at = ""
+    before = {file: file.read_bytes() for file in Path("runs").rglob("*.*") if file.is_file()}
+    with pytest.raises(
+        experiment.OtherRunError, match=r'imdb-k2-seed3 was begun with .*epochs": 2'
+    ):
+        run(overrides={"trainer.num_epochs": 3})
+    assert all(file.read_bytes() == content for file, content in before.items())
+    calls = len(commands.called)
+    run(overrides={"trainer.num_epochs": 2})
+    assert len(commands.called) - calls == {"train": 2, "evaluate": 1, "": 0}[dies_at]
+
+
 def test_two_processes_do_not_train_the_same_run(commands, monkeypatch):
     monkeypatch.setattr(with_allennlp, "call", lambda *_: run())
     with pytest.raises(BlockingIOError, match="another process is at work on runs/imdb-k2-seed3"):
