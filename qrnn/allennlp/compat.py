@@ -26,7 +26,7 @@ import numpy
 import torch
 
 ALLENNLP = "2.10.1"
-TORCH = ((2, 11), (2, 14))  # tested from the first up to, but not including, the second
+TORCH = ((2, 11), (2, 14))  # allowed from the first up to, but not including, the second
 
 
 @functools.cache
@@ -72,7 +72,7 @@ def _check_versions() -> None:
     low, high = TORCH
     if not low <= tuple(int(part) for part in torch.__version__.split(".")[:2]) < high:
         raise ImportError(
-            f"qrnn was tested with allennlp on torch >= {low[0]}.{low[1]}, < {high[0]}.{high[1]} "
+            f"qrnn supports allennlp on torch >= {low[0]}.{low[1]}, < {high[0]}.{high[1]} "
             f"only, but the one installed is {torch.__version__}. Install one of these, or set "
             "QRNN_STARTUP=0 to use allennlp without qrnn."
         )

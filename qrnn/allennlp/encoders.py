@@ -140,7 +140,10 @@ class QRNNSeq2VecEncoder(_Encoder, Seq2VecEncoder):
             )
         if options.get("stateful"):
             raise ConfigurationError('encoder "qrnn": stateful: a Seq2VecEncoder cannot be')
-        super().__init__(**options)
+        try:
+            super().__init__(**options)
+        except TypeError as error:  # an option that it does not have
+            raise ConfigurationError(f'encoder "qrnn": {error}') from error
         self.heads = heads
 
     def get_output_dim(self) -> int:

@@ -19,10 +19,16 @@ logger = logging.getLogger(__name__)
 
 def data_source(directory: Path) -> Dict[str, Any]:
     """The meta.json of prepared data: what it is, and whether its content is the official one."""
+    unknown = {"name": directory.name, "official": False}
     try:
-        return json.loads((directory / "meta.json").read_text(encoding="utf-8"))
+        found = json.loads((directory / "meta.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
-        return {"name": directory.name, "official": False, "note": "no meta.json: not prepared"}
+        return {**unknown, "note": "no meta.json: not prepared"}
+    except ValueError:
+        found = None
+    if not isinstance(found, dict) or not {"official", "note"} <= set(found):
+        return {**unknown, "note": "its meta.json is not of this project's scripts"}
+    return found
 
 
 def reviews(path: Path, labelled: bool) -> Iterator[Tuple[List[str], Optional[str]]]:
@@ -35,10 +41,10 @@ def reviews(path: Path, labelled: bool) -> Iterator[Tuple[List[str], Optional[st
     source = data_source(path.parent)
     if not source["official"]:
         logger.warning("%s IS NOT THE OFFICIAL IMDb DATA: %s", path, source["note"])
-    with path.open(encoding="utf-8") as lines:
+    with path.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             try:
-                review = json.loads(line)
+                review = json.loads(line.decode())
                 words, label = review["text"].split(), review["label"] if labelled else None
             except (ValueError, KeyError, AttributeError, TypeError) as error:
                 expected = '{"text": ..., "label": ...}' if labelled else '{"text": ...}'

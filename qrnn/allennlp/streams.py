@@ -42,9 +42,14 @@ class TokenStreamReader(DatasetReader):
         source = data_source(path.parent)
         if not source["official"]:
             logger.warning("%s IS NOT THE OFFICIAL DATA: %s", path, source["note"])
-        with path.open(encoding="utf-8", newline="\n") as lines:
-            for line in lines:
-                yield self.text_to_instance(line)
+        with path.open("rb") as lines:
+            for number, line in enumerate(lines, 1):
+                try:
+                    yield self.text_to_instance(line.decode())
+                except UnicodeDecodeError as error:
+                    raise ConfigurationError(
+                        f"{path}, line {number} is not UTF-8: {error}"
+                    ) from error
 
     def text_to_instance(self, text: str) -> Instance:
         return _instance(text.split())

@@ -28,7 +28,8 @@ class WordVectorsVocabulary(Vocabulary):
 
     pretrained_file: as for the token embedder of the same name. Where it is not there, only what
         comes often enough counts.
-    min_count: by namespace, how often a word has to come in training that has no vector.
+    min_count: by namespace, how often a word has to come that has no vector. AllenNLP counts the
+        development part as well, unless "datasets_for_vocab_creation" is ["train"].
     """
 
     @classmethod

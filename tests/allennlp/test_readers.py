@@ -55,11 +55,12 @@ def test_missing_data_says_how_to_get_it(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "line", ['{"text": "no label"}', "[1]", "{", '{"text": 3, "label": "pos"}']
+    "line",
+    [b'{"text": "no label"}', b"[1]", b"{", b'{"text": 3, "label": "pos"}', b'{"text": "\xff"}'],
 )
 def test_a_damaged_line_is_named(prepared, line):
-    with prepared.open("a", encoding="utf-8") as file:
-        file.write(line + "\n")
+    with prepared.open("ab") as file:
+        file.write(line + b"\n")
     with pytest.raises(ConfigurationError, match=r"train\.jsonl, line 3"):
         list(ImdbReader().read(prepared))
 
@@ -72,5 +73,8 @@ def test_other_than_official_data_is_loudly_said(prepared, caplog):
     assert "NOT THE OFFICIAL" in caplog.text and "a stand-in" in caplog.text
 
 
-def test_data_without_meta_json_is_not_official(tmp_path):
+@pytest.mark.parametrize("content", [None, "{}", "[]", "{"])
+def test_data_without_meta_json_of_ours_is_not_official(tmp_path, content):
+    if content:
+        (tmp_path / "meta.json").write_text(content)
     assert data_source(tmp_path)["official"] is False

@@ -133,6 +133,9 @@ def test_other_than_official_data_is_loudly_said(corpus, caplog):
 def test_what_cannot_be_read_is_an_error(corpus, tmp_path):
     with pytest.raises(ConfigurationError, match="make data-ptb"):
         list(TokenStreamReader().read(tmp_path / "valid.txt"))
+    (tmp_path / "latin.txt").write_bytes(b"the cat\ncaf\xe9\n")
+    with pytest.raises(ConfigurationError, match=r"latin\.txt, line 2 is not UTF-8"):
+        list(TokenStreamReader().read(tmp_path / "latin.txt"))
     with pytest.raises(ConfigurationError, match=r"at least 13 words.*got 12"):
         pieces(corpus, 3, 13)
     for name in ("bptt", "batch_size"):
