@@ -221,6 +221,28 @@ def test_the_full_plan_has_the_rows_of_the_tables():
     assert steps["imdb-k2-seed1"].needs == ("data-imdb", "vectors-glove.840B.300d")
 
 
+def test_data_that_was_prepared_otherwise_is_to_do():
+    def done(**changes) -> dict[str, bool]:
+        _, experiments, _ = reproduce.plan(options(**changes))
+        found = {step.name: step.done for step in experiments}
+        return {name: found[name] for name in ("data-iwslt", f"vectors-{reproduce.GLOVE}")}
+
+    for name in ("imdb", "iwslt", "vectors"):
+        Path("data", name).mkdir(parents=True)
+    glove = Path(f"data/vectors/{reproduce.GLOVE}.json")
+    assert done() == {"data-iwslt": False, f"vectors-{reproduce.GLOVE}": False}
+    Path("data/iwslt/meta.json").write_text('{"lower": false}')
+    Path("data/imdb/meta.json").write_text('{"files": {"train.jsonl": "1"}}')
+    glove.write_text('{"data": {"train.jsonl": "1"}}')
+    assert done() == {"data-iwslt": True, f"vectors-{reproduce.GLOVE}": True}
+    assert done(lower=True) == {"data-iwslt": False, f"vectors-{reproduce.GLOVE}": True}
+    Path("data/iwslt/meta.json").write_text('{"lower": true}')
+    glove.write_text('{"data": {"train.jsonl": "2"}}')
+    assert done(lower=True) == {"data-iwslt": True, f"vectors-{reproduce.GLOVE}": False}
+    Path("data/imdb/meta.json").unlink()
+    assert done() == {"data-iwslt": True, f"vectors-{reproduce.GLOVE}": False}
+
+
 def test_other_vectors_are_a_row_of_their_own():
     _, experiments, _ = reproduce.plan(options(only=("imdb",), vectors="kumo-6B.50d"))
     found = next(step for step in experiments if step.name == "imdb-k2-kumo-6B-50d-seed1")
