@@ -1,4 +1,4 @@
-// The best on IMDb's dev: imdb_pretrained.jsonnet with an adversary, which moves the word vectors of
+// Our best on IMDb: imdb_pretrained.jsonnet with an adversary, which moves the word vectors of
 // each review a little to where the loss grows fastest, at every step, and the classifier learns to
 // withstand it (Miyato et al. 2017).
 //

@@ -46,11 +46,14 @@ IMDB = {
         "this project's own, 3 x 400 forwards and 3 x 400 backwards, from two language models"
     ),
     "adversarial": Published(
-        "this project's own best, pretrained trained against an adversary (imdb_best.jsonnet)"
+        "this project's own, as pretrained, but trained against an adversary: imdb_best.jsonnet"
     ),
 }
 IMDB_LM = {
-    "forward": Published("this project's own, 3 x 400, what pretrained starts from"),
+    "forward": Published(
+        "this project's own, 3 x 400, what pretrained and adversarial start from; one epoch where "
+        "no other number is said"
+    ),
     "backward": Published(
         "this project's own, 3 x 400, from the end of a review, for pretrained_both"
     ),
@@ -461,9 +464,9 @@ def overview(found: Records) -> Section:
             row: Line = (runs.row, *marks(runs))
             lines.append([task.title, here, *published, row, about, tuple(map(link, runs.records))])
     caption = (
-        "On test. Of several rows the one that is best on the development part: for the paper's "
-        "QRNN and, where there are, for others. Beside it the numbers of the paper's QRNN in the "
-        "paper (2016) and of the best in its replication (2020)"
+        "On test. For each task the paper's QRNN and, where there are any, the best of our other "
+        "QRNNs; of several rows the one that is best on the development part. Beside it the "
+        "paper's number (Bradbury et al. 2016) and the best of its replication (Girrbach 2020)"
     )
     return Section("overview", "Measured so far", [Table(caption, head, lines)])
 
