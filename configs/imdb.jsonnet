@@ -5,8 +5,8 @@
 //
 // Cost: an hour an epoch on a CPU, half of that with the callback "bfloat16_autocast", and up to 16 GB
 // of memory, which glibc keeps after long batches. Much of the time Linux clears memory that every step
-// gives back and takes again. An allocator that keeps it takes 9 to 12 minutes (k = 4 and the LSTM, one
-// core, 5 to 8 GB): install libjemalloc2, and put before the command
+// gives back and takes again. With an allocator that keeps it an epoch took 9 to 13 minutes (k = 4 and
+// the LSTM, one core, 8 GB): install libjemalloc2, and put before the command
 //   LD_PRELOAD=libjemalloc.so.2 THP_MEM_ALLOC_ENABLE=1 \
 //   MALLOC_CONF=oversize_threshold:0,dirty_decay_ms:-1,muzzy_decay_ms:-1
 // Expect: the paper has 91.4 % on test with k = 2 and 91.1 % with k = 4 in the first layer
@@ -20,7 +20,7 @@
 // - pooling fo; forget bias 1 (a review is long, and the last state has to remember it);
 // - the classifier reads the last state of the last layer, no dropout after it;
 // - embeddings are trained too; words seen once in train and dev share the unknown vector unless
-//   they have a vector of their own (AllenNLP counts dev's words too: 1,187 come there alone);
+//   they have a vector of their own (AllenNLP counts dev's words as well);
 // - the development part is 10 % of the training reviews, fixed; the best epoch on it is kept,
 //   patience 3, at most 20 epochs; gradients are not clipped;
 // - L2 is RMSprop's weight_decay: the gradient gets 4e-6 times every parameter, embeddings excepted.
