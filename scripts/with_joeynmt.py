@@ -32,7 +32,7 @@ def train(
     directory: Path,
     seed: int,
     overrides: dict[str, Any],
-    begun: Callable[[bool], None] = lambda anew: None,
+    begun: Callable[[bool], None],
 ) -> None:
     """Trains, or continues; see with_allennlp.train."""
     state = directory / "state.ckpt"
