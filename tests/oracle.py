@@ -10,8 +10,10 @@ from typing import Any
 
 import numpy
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from qrnn import QRNN
+from qrnn import QRNN, QRNNLayer
 
 BLOCKS = {"f": "zf", "fo": "zfo", "ifo": "zfoi"}
 MASK = (1 << 64) - 1
@@ -212,3 +214,32 @@ def check_shift(backend: Any, pooling: str, shift: int, T: int, dtype: torch.dty
     for d in (0, 1):
         spread[rows[d], :, d] = expected[0].view(together.shape)[:, :, d]
     assert torch.equal(got[0].view(apart.shape), spread)
+
+
+class Operators(TorchDispatchMode):
+    """Notes the types of each operator's tensors, and the shapes of what is cast."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.types: dict[str, set[torch.dtype]] = {}
+        self.casts: set[torch.Size] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        tensors = [v for v in tree_leaves((args, result)) if isinstance(v, torch.Tensor)]
+        self.types.setdefault(func.name(), set()).update(v.dtype for v in tensors)
+        if func is torch.ops.aten._to_copy.default:
+            self.casts.add(result.shape)
+        return result
+
+
+def check_autocast(device: str) -> None:
+    """That under autocast the pooling, forward and backward, takes and gives the lower type, and
+    neither its pre-activations nor its output are cast."""
+    layer, x = QRNNLayer(16, 32, device=device), torch.randn(20, 4, 16, device=device)
+    with Operators() as seen, torch.autocast(device, torch.bfloat16):
+        output, _ = layer(x)
+        output.sum().backward()
+    assert output.dtype == torch.bfloat16 and layer.weight.grad.dtype == torch.float32
+    assert seen.types["qrnn::pool"] == seen.types["qrnn::pool_backward"] == {torch.bfloat16}
+    assert seen.casts and not {(20, 4, 3 * 32), output.shape} & seen.casts

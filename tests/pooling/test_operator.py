@@ -3,6 +3,7 @@ import types
 from collections.abc import Callable
 from typing import Any
 
+import oracle
 import pytest
 import torch
 from torch import Tensor
@@ -396,6 +397,9 @@ class TestAutocast:
         with self.autocast():
             gates, _ = layer.double().convolve(x.double())
         assert gates.dtype == WIDE
+
+    def test_pooling_is_in_the_lower_type_without_casts(self) -> None:
+        oracle.check_autocast("cpu")
 
     @pytest.mark.parametrize("dense", [False, True])
     def test_streaming(self, dense: bool) -> None:
