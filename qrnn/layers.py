@@ -226,18 +226,24 @@ class QRNNLayer(nn.Module):
         return torch.stack(ends).where((lengths > 0)[:, None], h0)
 
     def forward(
-        self, x: Tensor, state: State | None = None, lengths: Tensor | None = None
+        self,
+        x: Tensor,
+        state: State | None = None,
+        lengths: Tensor | None = None,
+        zero_padded: bool = False,
     ) -> tuple[Tensor, State]:
-        """As `QRNN.forward`, for one layer and an x of (T, B, I)."""
+        """As `QRNN.forward`, for one layer and an x of (T, B, I).
+
+        zero_padded: the padding of x is zero, as that of another layer's output is, which saves a
+        copy of x. Not checked.
+        """
         check_input(x, self.weight, self.input_size)
         T, B, _ = x.shape
         if state is not None:
             _check_state(state, [self], x)
         if lengths is not None:
             lengths = check_lengths(lengths, B, T, x.device)
-            padding = torch.arange(T, device=x.device)[:, None] >= lengths
-            # not read by the scan, but by windows that look ahead and by the weight's gradient
-            x = x.masked_fill(padding[:, :, None], 0)
+            x = x if zero_padded else _zero_padding(x, lengths)
         window = state.window[0].to(x.dtype) if isinstance(state, QRNNState) else None
         gates, padded = self.convolve(x, window)
         h0, c0 = (None, None) if state is None else (s.to(gates.dtype) for s in state[:2])
@@ -262,6 +268,15 @@ class QRNNLayer(nn.Module):
             rows = lengths + torch.arange(k - 1, device=x.device)[:, None]
             window = padded[rows, torch.arange(B, device=x.device)]
         return output, QRNNState(h_n, c_n, (window,))
+
+
+def _zero_padding(x: Tensor, lengths: Tensor) -> Tensor:
+    """x (T, B, I) with zeros after each sequence's steps.
+
+    The scan does not read them, but windows that look ahead and the weight's gradient do.
+    """
+    padding = torch.arange(x.shape[0], device=x.device)[:, None] >= lengths
+    return x.masked_fill(padding[:, :, None], 0)
 
 
 def _convolve(padded: Tensor, weight: Tensor, bias: Tensor | None, rows: int, many: bool) -> Tensor:
@@ -510,6 +525,9 @@ class QRNN(nn.Module):
         check_input(x, layers[0].weight, self.input_size)
         if state is not None:
             _check_state(state, layers, x)
+        if lengths is not None:
+            lengths = check_lengths(lengths, x.shape[1], x.shape[0], x.device)
+            x = _zero_padding(x, lengths)
         D = layers[0].directions
         output, states = x, []
         for n, layer in enumerate(layers):
@@ -518,7 +536,7 @@ class QRNN(nn.Module):
                 own = (state[0][n * D : (n + 1) * D], state[1][n * D : (n + 1) * D])
                 if isinstance(state, QRNNState):
                     own = QRNNState(*own, state.window[n : n + 1])
-            output, own = layer(x, own, lengths)
+            output, own = layer(x, own, lengths, zero_padded=True)
             states.append(own)
             if n + 1 < len(layers):
                 dropped = F.dropout(output, self.dropout, self.training)

@@ -487,6 +487,19 @@ class TestLengths:
         for other in runs[1:]:
             equal(other, runs[0])
 
+    def test_padding_is_cleared_once_for_a_stack(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        cleared, clear = [], layers._zero_padding
+        monkeypatch.setattr(layers, "_zero_padding", lambda *a: cleared.append(a) or clear(*a))
+        x, lengths = randn(6, 2, 3), torch.tensor([6, 3])
+        x[3:, 1] = torch.nan
+        rnn = make(3, 4, 3, bidirectional=True)
+        rnn(x, lengths=lengths)
+        assert len(cleared) == 1
+        alone = rnn.layers[0](x, lengths=lengths)[0]
+        assert len(cleared) == 2
+        equal(alone, rnn.layers[0](x.nan_to_num(), None, lengths, zero_padded=True)[0])
+        assert len(cleared) == 2
+
     @pytest.mark.parametrize("name", CONFIGURATIONS)
     def test_batch_mates_change_nothing(self, name: str) -> None:
         rnn = make(3, 4, 2, **CONFIGURATIONS[name])
