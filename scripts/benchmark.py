@@ -145,9 +145,9 @@ def output_of(module: nn.Module) -> Function:
 def figure4(device: Device, seconds: float) -> Iterator[Row]:
     """nn.LSTM's time over the QRNN layer's (fo, k = 2), of one layer.
 
-    Training is forward and backward with the gradient of the input. Where cuDNN takes no bfloat16
-    its LSTM runs in float16 (`lstm_dtype`). `product_share` is the part of the layer's time that
-    its matrix products take alone.
+    Training is forward and backward with the gradient of the input. nn.LSTM runs in float16
+    (`lstm_dtype`) where in bfloat16 it would lay out its weights for cuDNN in every call.
+    `product_share` is the part of the layer's time that its matrix products take alone.
     """
     for dtype, mode in product(device.dtypes, MODES):
         training = mode == "training"
@@ -159,7 +159,9 @@ def figure4(device: Device, seconds: float) -> Iterator[Row]:
             weights = list(qrnn.parameters())
             first, grad = sets[0][:1], sets[0][1] if training else None
             verify("QRNNLayer", output_of(qrnn), layers64, first, grad, weights)
-            converted = [tuple(value.to(lstm_dtype) for value in inputs) for inputs in sets]
+            converted = [
+                tuple(value.detach().to(lstm_dtype) for value in inputs) for inputs in sets
+            ]
             contenders = [
                 calls(output_of(lstm), converted, training, list(lstm.parameters())),
                 calls(output_of(qrnn), sets, training, weights),
@@ -731,6 +733,7 @@ def measured(name: str, device: Device, arguments: argparse.Namespace) -> bool:
     started = time.monotonic()
     seconds = device.seconds if arguments.seconds is None else arguments.seconds
     try:
+        device.clear()
         with warnings.catch_warnings():
             # the kernels are what is measured, not what stands in for them
             warnings.filterwarnings("error", message="qrnn runs its slow PyTorch loop")
@@ -751,8 +754,6 @@ def measured(name: str, device: Device, arguments: argparse.Namespace) -> bool:
     except Exception:
         traceback.print_exc()
         return False
-    finally:
-        device.clear()
     return True
 
 

