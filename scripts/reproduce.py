@@ -189,7 +189,7 @@ BOTH_CPU = {**FORWARD_CPU, "backward": "backward-cpu{vectors}"}
 BFLOAT16 = {"trainer.callbacks": SMALL_IMDB["trainer.callbacks"]}
 ONE_EPOCH = {"trainer.num_epochs": 1, **BFLOAT16}, "1 epoch instead of 2, trained in bfloat16"
 # As the records that are committed were made, but that there a classifier of another seed than 1
-# started from the language model of seed 1, as their notes say.
+# started from the language model of seed 1 or 2, as their notes say.
 CPU = (
     Row("imdb", "k2-cpu{vectors}", "configs/imdb.jsonnet", 2, 0.4, SMALL_IMDB, IMDB_NOTE),
     Row("imdb", "k4-cpu{vectors}", "configs/imdb_k4.jsonnet", 2, 0.4, SMALL_IMDB, IMDB_NOTE),
