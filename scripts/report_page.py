@@ -7,7 +7,7 @@ What records say is text to both of them: none of it becomes markup. Links are r
 import base64
 import html
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 from urllib.parse import quote
@@ -77,8 +77,13 @@ class Section:
     parts: Sequence[Part]
 
 
-def record(name: str) -> Link:
-    return Link(name, f"results/{name}")
+def records(names: Iterable[str]) -> Iterator[Link]:
+    """A link to each record; a further seed of the same row is named by its number alone."""
+    before = None
+    for name in names:
+        row, seed, number = name.removesuffix(".json").rpartition("-seed")
+        yield Link(f"seed {number}" if seed and row == before else name, f"results/{name}")
+        before = row
 
 
 # Markdown
@@ -107,7 +112,7 @@ def _markdown(part: Part, base: str) -> str:
 
 
 def _credit(caption: str, names: Sequence[str], base: str) -> str:
-    links = ", ".join(_inline(record(name), base) for name in names)
+    links = ", ".join(_inline(link, base) for link in records(names))
     return f"{_plain(caption)} ({links})" if links else _plain(caption)
 
 
@@ -206,7 +211,7 @@ def _cells(row: Sequence[str | Line]) -> Iterator[str]:
 
 
 def _credits(caption: str, names: Sequence[str]) -> str:
-    links = ", ".join(_span(record(name)) for name in names)
+    links = ", ".join(map(_span, records(names)))
     return f"{html.escape(caption)} <small>({links})</small>" if links else html.escape(caption)
 
 

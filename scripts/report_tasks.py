@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import report_plots
 from report_page import Figure, Line, Mark, Paragraph, Part, Section, Table
-from report_page import record as link
+from report_page import records as links
 
 Record = dict[str, Any]
 Records = Mapping[str, Record]
@@ -120,13 +120,13 @@ def runs_of(experiment: str, found: Records) -> list[Runs]:
 
 def changes(runs: Runs) -> list[str]:
     """What of model and recipe is not as in the row that these runs stand beside."""
-    notes: dict[str, list[str]] = {}
+    parts: dict[str, list[str]] = {}
     for record in runs.records.values():
-        notes.setdefault(record.get("note", ""), []).append(str(record["seed"]))
+        for part in filter(None, record.get("note", "").split("; ")):
+            parts.setdefault(part, []).append(str(record["seed"]))
     told = [
-        note if len(notes) == 1 else f"{note} (seed {', '.join(seeds)})"
-        for note, seeds in notes.items()
-        if note
+        part if len(seeds) == len(runs.records) else f"{part} (seed {', '.join(seeds)})"
+        for part, seeds in parts.items()
     ]
     vectors = runs.first["data"].get("vectors", PAPER_VECTORS)
     if not vectors.startswith(PAPER_VECTORS):
@@ -228,7 +228,7 @@ def table(
         values = [c.cell(own) if own else "-" for c in columns]
         cells += [f"{v} ({b})" if b else v for v, b in zip(values, brackets, strict=True)]
         about = ((told.model,) if row in published else ()) + (deviations(own) if own else ())
-        lines.append([*cells, about, (*map(link, made), *devices) or "-"])
+        lines.append([*cells, about, (*links(made), *devices) or "-"])
 
     for base, told in published.items():
         group = [own for own in runs if own.base == base]
@@ -462,7 +462,7 @@ def overview(found: Records) -> Section:
             another = (rows[runs.base].model,) if runs is other and runs.base in rows else ()
             about = (*another, *deviations(runs)) or ("nothing",)
             row: Line = (runs.row, *marks(runs))
-            lines.append([task.title, here, *published, row, about, tuple(map(link, runs.records))])
+            lines.append([task.title, here, *published, row, about, tuple(links(runs.records))])
     caption = (
         "On test. For each task the paper's QRNN and, where there are any, the best of our other "
         "QRNNs; of several rows the one that is best on the development part. Beside it the "
