@@ -27,7 +27,14 @@ from qrnn.pooling.reference import DIRECTIONS, GATES, offsets
 
 Kernel = Callable[..., None]
 
-_jit = numba.njit(nogil=True, error_model="numpy", fastmath={"contract"}, cache=True)
+
+def _jit(function: Callable[..., Any]) -> Any:
+    options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
+    try:
+        return numba.njit(cache=True, **options)(function)
+    except RuntimeError:  # there is no place to cache it that can be written to
+        return numba.njit(**options)(function)
+
 
 _BLOCK = 16  # channels per vector, at most
 _SERIAL = 1 << 14  # pre-activations below which a second thread costs more than it brings

@@ -412,6 +412,24 @@ class TestCache:
         assert len(written[0]) >= 6  # code and index of three kernels
         assert written[0] == written[1]
 
+    def test_where_none_can_be_written(self, tmp_path: Path) -> None:
+        """A read-only installation in a read-only home."""
+        code = """
+            import tempfile
+            import torch
+
+            def refuse(*_, **__):
+                raise PermissionError("read-only")
+
+            tempfile.TemporaryFile = refuse  # with which numba tries a folder
+            from qrnn.pooling import cpu, operator
+            assert operator._backend("cpu") is cpu
+            x = torch.ones(3, 1, 1)
+            assert cpu.linear_recurrence(x, x, x[0], False).flatten().tolist() == [2, 3, 4]
+            """
+        run_script(code, tmp_path)
+        assert not list(tmp_path.rglob("*.nb[ci]"))
+
 
 class TestWithoutNumba:
     def test_one_warning_and_the_same_results(self, tmp_path: Path) -> None:
