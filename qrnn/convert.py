@@ -72,14 +72,16 @@ def _layers(rnn: QRNN) -> list[QRNNLayer]:
             f"rnn: expected a qrnn.QRNN, got {type(rnn).__module__}.{type(rnn).__name__}"
         )
     layers: list[QRNNLayer] = list(rnn.layers)  # type: ignore[arg-type]
+    first = layers[0]
     for name, value, only in (
         ("bidirectional", rnn.bidirectional, False),
         ("dense", rnn.dense, False),
         ("bias", rnn.bias, True),
-        ("masked", layers[0].masked, True),
+        ("masked", first.masked, True),
+        ("zoneout_eval", first.zoneout_eval if first.zoneout else "mean", "mean"),
     ):
         check(value == only, "rnn", f"{name}={only}, as torchqrnn has it", f"{name}={value}")
-    pooling = layers[0].pooling
+    pooling = first.pooling
     check(pooling != "ifo", "rnn", 'pooling "f" or "fo", as torchqrnn has it', pooling)
     return layers
 

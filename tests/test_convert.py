@@ -93,6 +93,10 @@ WEIGHT = "layers.0.linear.weight"
         (ValueError, "rnn: .*bidirectional=False.*True", GOOD, {"bidirectional": True}),
         (ValueError, "rnn: .*masked=True.*False", GOOD, {"masked": False}),
         (ValueError, "rnn: .*dense=False.*True", GOOD, {"dense": True}),
+        (
+            *(ValueError, "rnn: .*zoneout_eval=mean.*none"),
+            *(GOOD, {"zoneout": 0.5, "zoneout_eval": "none"}),
+        ),
         (ValueError, "rnn: .*bias=True.*False", GOOD, {"bias": False}),
         (ValueError, "rnn: .*pooling.*ifo", GOOD, {"pooling": "ifo"}),
         (ValueError, r"state_dict \S+weight: .*\(12, 9\).*\(12, 6\)", GOOD, {"kernel_size": 3}),
