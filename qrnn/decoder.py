@@ -19,7 +19,7 @@ from qrnn.functional import (
     check_probability,
     pool,
 )
-from qrnn.layers import QRNNLayer, check_flag, check_input, check_size
+from qrnn.layers import QRNNLayer, check_dropout, check_flag, check_index, check_input, check_size
 from qrnn.pooling.reference import GATES
 
 
@@ -42,10 +42,14 @@ class DecoderState(NamedTuple):
 
     def select(self, index: Tensor) -> "DecoderState":
         """The states of these sequences, integers (N,), in this order: for beam search."""
+        check_index("index", index)
         c, *window, condition = (
             value.index_select(1, index) for value in (self.c, *self.window, self.condition)
         )
         return DecoderState(c, tuple(window), condition)
+
+
+torch.serialization.add_safe_globals([DecoderState])  # so that torch.load takes it
 
 
 class QRNNDecoder(nn.Module):
@@ -102,7 +106,7 @@ class QRNNDecoder(nn.Module):
         super().__init__()
         check_size("num_layers", num_layers)
         check_flag("batch_first", batch_first)
-        check_probability("dropout", dropout)
+        check_dropout(dropout, num_layers)
         check_probability("attention_dropout", attention_dropout)
         check_size("kernel_size", kernel_size)
         if first_kernel_size is None:

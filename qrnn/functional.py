@@ -5,6 +5,7 @@ f is what is kept, c_t = f_t c_{t-1} + i_t z_t, and i = 1 - f unless the pooling
 """
 
 from collections.abc import Collection
+from numbers import Real
 from typing import TypedDict, Unpack
 
 import torch
@@ -27,7 +28,7 @@ def check_choice(argument: str, value: object, choices: Collection[str]) -> None
 
 
 def check_number(argument: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{argument}: expected a number, got {type(value).__name__}")
 
 
@@ -39,6 +40,8 @@ def check_probability(argument: str, value: float) -> None:
 def check_floating(argument: str, value: object) -> None:
     if not isinstance(value, Tensor):
         raise TypeError(f"{argument}: expected a Tensor, got {type(value).__name__}")
+    if value.layout is not torch.strided:
+        raise TypeError(f"{argument}: expected a dense Tensor, got {value.layout}")
     if value.dtype not in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
         raise TypeError(
             f"{argument}: expected float32, float64, float16 or bfloat16, got {value.dtype}"
@@ -77,9 +80,11 @@ def check_lengths(
     check(lengths.shape == (batch,), argument, f"shape {(batch,)}", tuple(lengths.shape))
     on_cpu = lengths.device.type == "cpu"
     check(on_cpu or lengths.device == device, argument, f"device {device} or cpu", lengths.device)
-    if on_cpu and batch and not torch.compiler.is_compiling():
-        low, high = int(lengths.min()), int(lengths.max())
-        check(0 <= low and high <= steps, argument, f"values from 0 to {steps}", lengths.tolist())
+    if on_cpu and batch and not torch.compiler.is_compiling() and not operator.is_transformed():
+        values = lengths.tolist()
+        check(
+            0 <= min(values) and max(values) <= steps, argument, f"values from 0 to {steps}", values
+        )
     return lengths.to(device, torch.int64)
 
 
@@ -145,11 +150,8 @@ def pool(
         seed = torch.randint(2**63 - 1, (), dtype=torch.int64, device=gates.device)
     elif zoneout_eval == "none":
         zoneout = 0.0
-    keep_cells = torch.is_grad_enabled() and (
-        gates.requires_grad or (c0 is not None and c0.requires_grad)
-    )
     h, _, c_n = operator.pool(
-        gates, c0, lengths, seed, pooling, direction, float(zoneout), keep_cells, shift
+        gates, c0, lengths, seed, pooling, direction, float(zoneout), False, shift
     )
     return h, c_n
 

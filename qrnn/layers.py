@@ -3,6 +3,7 @@
 Inside everything is time-major: T steps, B sequences, I inputs, H channels, D directions.
 """
 
+import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -44,6 +45,14 @@ class QRNNState(NamedTuple):
             self.h.detach(), self.c.detach(), tuple(window.detach() for window in self.window)
         )
 
+    def select(self, index: Tensor) -> "QRNNState":
+        """The states of these sequences, integers (N,), in this order: for beam search."""
+        check_index("index", index)
+        h, c, *window = (value.index_select(1, index) for value in (self.h, self.c, *self.window))
+        return QRNNState(h, c, tuple(window))
+
+
+torch.serialization.add_safe_globals([QRNNState])  # so that torch.load takes it
 
 State = QRNNState | tuple[Tensor, Tensor]
 
@@ -60,6 +69,20 @@ def check_flag(argument: str, value: object) -> None:
     # "false" would count as true
     if not isinstance(value, int) or value not in (0, 1):
         raise TypeError(f"{argument}: expected True or False, got {value!r}")
+
+
+def check_dropout(rate: float, num_layers: int) -> None:
+    """Of a stack. Warns as nn.LSTM does."""
+    check_probability("dropout", rate)
+    if rate and num_layers == 1:
+        warnings.warn("dropout: has no effect with num_layers=1", stacklevel=3)
+
+
+def check_index(argument: str, value: object) -> None:
+    if not isinstance(value, Tensor) or value.dtype not in (torch.int64, torch.int32):
+        got = value.dtype if isinstance(value, Tensor) else type(value).__name__
+        raise TypeError(f"{argument}: expected a Tensor of int64 or int32, got {got}")
+    check(value.dim() == 1, argument, "1 dimension", tuple(value.shape))
 
 
 class QRNNLayer(nn.Module):
@@ -151,10 +174,11 @@ class QRNNLayer(nn.Module):
             ("bidirectional", False),
             ("masked", True),
             ("zoneout", 0.0),
+            ("zoneout_eval", "mean"),
             ("weight_dropout", 0.0),
         ):
             if getattr(self, name) != default:
-                text += f", {name}={getattr(self, name)}"
+                text += f", {name}={getattr(self, name)!r}"
         return text if self.bias is not None else text + ", bias=False"
 
     @property
@@ -194,7 +218,8 @@ class QRNNLayer(nn.Module):
         if autocasts(x.device) and x.dtype != torch.float64:
             # as F.linear would, but of k times as much
             inputs = padded.to(torch.get_autocast_dtype(x.device.type))
-        many = not torch.compiler.is_compiling() and rows * x.shape[1] >= MANY_ROWS
+        traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined]
+        many = not traced and rows * x.shape[1] >= MANY_ROWS
         if many and torch.is_grad_enabled() and not is_transformed():
             own = (None if p is None else p.to(inputs.dtype) for p in (weight, bias))
             return _Convolution.apply(inputs, *own, rows), padded
@@ -216,7 +241,7 @@ class QRNNLayer(nn.Module):
         """(D, B, H): each direction's output at the last valid step it came to; h0 if none."""
         T, B, D, H = *output.shape[:2], self.directions, self.hidden_size
         if not T:
-            return output.new_zeros(D, B, H) if h0 is None else h0
+            return output.new_zeros(D, B, H) if h0 is None else h0.clone()
         ends = [output[-1, :, :H], output[0, :, H:]][:D]
         if lengths is None:
             return torch.stack(ends)
@@ -310,15 +335,15 @@ class _Convolution(torch.autograd.Function):
         padded, weight = ctx.saved_tensors
         rows, I = grad.shape[0], padded.shape[2]
         steps = range(padded.shape[0] - rows + 1)
-        grad = grad.flatten(0, 1)
+        grad = grad.reshape(-1, grad.shape[2])  # flatten has no rule for batched gradients
         grad_padded = grad_weight = grad_bias = None
         if ctx.needs_input_grad[0]:
-            grad_padded = torch.zeros_like(padded, memory_format=torch.contiguous_format)
+            grad_padded = grad.new_zeros(padded.shape)
             for j in steps:
                 tap = weight[:, j * I : (j + 1) * I]
-                grad_padded[j : j + rows].flatten(0, 1).addmm_(grad, tap)
+                grad_padded[j : j + rows].view(-1, I).addmm_(grad, tap)
         if ctx.needs_input_grad[1]:
-            taps = [grad.t() @ padded[j : j + rows].flatten(0, 1) for j in steps]
+            taps = [grad.t() @ padded[j : j + rows].reshape(-1, I) for j in steps]
             grad_weight = torch.cat(taps, 1)
         if ctx.needs_input_grad[2]:
             grad_bias = grad.sum(0)
@@ -341,7 +366,8 @@ def check_input(x: object, weight: Tensor, input_size: int) -> None:
     check(x.dim() == 3, "input", "3 dimensions", tuple(x.shape))
     check(x.shape[2] == input_size, "input", f"a last dimension of {input_size}", tuple(x.shape))
     check(x.device == weight.device, "input", f"device {weight.device}", x.device)
-    if x.dtype != weight.dtype and not autocasts(x.device):
+    wide = torch.float64 in (x.dtype, weight.dtype)  # autocast leaves it alone
+    if x.dtype != weight.dtype and (wide or not autocasts(x.device)):
         raise TypeError(f"input: expected dtype {weight.dtype}, got {x.dtype}")
 
 
@@ -424,7 +450,7 @@ class QRNN(nn.Module):
         super().__init__()
         check_size("num_layers", num_layers)
         check_flag("batch_first", batch_first)
-        check_probability("dropout", dropout)
+        check_dropout(dropout, num_layers)
         check_flag("dense", dense)
         check_size("kernel_size", kernel_size)
         if first_kernel_size is None:
@@ -478,7 +504,8 @@ class QRNN(nn.Module):
     def initial_state(self, batch_size: int) -> QRNNState:
         """The zero state of `batch_size` sequences: pass it, and get one back to pass next.
 
-        Running in pieces then equals running at once. Needs bidirectional=False, masked=True.
+        Running in pieces then equals running at once, but for what is drawn at random in training.
+        Needs bidirectional=False, masked=True.
         """
         return _initial_state(self._layers, batch_size)
 
@@ -581,7 +608,6 @@ class QRNN(nn.Module):
 def _reorder(state: State, order: Tensor | None) -> State:
     if order is None:
         return state
-    h, c = (value.index_select(1, order) for value in state[:2])
     if isinstance(state, QRNNState):
-        return QRNNState(h, c, tuple(w.index_select(1, order) for w in state.window))
-    return h, c
+        return state.select(order)
+    return state[0].index_select(1, order), state[1].index_select(1, order)

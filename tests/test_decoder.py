@@ -406,6 +406,14 @@ class TestState:
         output, after, attention = decoder(x[:, index], start, memory[:, index], lengths[index])
         close(parts(*got), parts(output[3:], after, attention[3:]))
 
+    def test_select_needs_integers(self) -> None:
+        state = make(3, 4).initial_state(randn(1, 3, 4))
+        for index, got in (([0, 1], "list"), (torch.ones(3, dtype=torch.bool), "bool")):
+            with pytest.raises(TypeError, match=f"^index: .*got .*{got}"):
+                state.select(index)
+        with pytest.raises(ValueError, match=r"^index: .*1 dimension.*\(1, 2\)"):
+            state.select(torch.tensor([[0, 1]]))
+
 
 class TestAttention:
     @pytest.mark.filterwarnings("ignore:Anomaly Detection")
@@ -487,6 +495,7 @@ class TestAttention:
 
 
 class TestRandomness:
+    @pytest.mark.filterwarnings("ignore:dropout. has no effect")
     def test_dropout_is_between_layers_only(self) -> None:
         x, memory, final = randn(5, 2, 3), randn(6, 2, 4), randn(2, 2, 4)
         single = make(3, 4, 1, dropout=1.0)

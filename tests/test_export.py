@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from qrnn import QRNN, QRNNState, functional, linear_recurrence, torchqrnn
+from qrnn.layers import MANY_ROWS
 
 STEPS, BATCH = Dim("steps"), Dim("batch")
 SIZES = [(1, 1), (2, 1), (1, 3), (9, 4), (40, 2)]
@@ -110,6 +111,15 @@ class TestTorchExport:
         want, (h, c) = rnn(x)
         close((torch.cat(outputs), state.h, state.c), (want, h, c))
 
+    @pytest.mark.parametrize("pooling", ["f", "fo", "ifo"])
+    def test_a_gradient_that_was_not_wanted_then(self, pooling: str) -> None:
+        rnn, x = make(pooling=pooling).requires_grad_(False), torch.randn(5, 2, 3)
+        with torch.no_grad():
+            program = torch.export.export(rnn, (x,))
+        x.requires_grad_()
+        found, want = (torch.autograd.grad(f(x)[0].sum(), x) for f in (program.module(), rnn))
+        close(found, want)
+
     def test_torchqrnn(self) -> None:
         rnn = torchqrnn.QRNN(3, 4, 2, window=2).eval()
         args = torch.randn(5, 2, 3), torch.randn(2, 2, 4)
@@ -117,6 +127,16 @@ class TestTorchExport:
         for steps, batch in SIZES:
             args = torch.randn(steps, batch, 3), torch.randn(2, batch, 4)
             close(program.module()(*args), rnn(*args))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+def test_torchscript_trace_is_saved_and_trained_on() -> None:
+    rnn, x, file = make(), torch.randn(MANY_ROWS, 1, 3, requires_grad=True), io.BytesIO()
+    torch.jit.save(torch.jit.trace(rnn, x), file)
+    file.seek(0)
+    traced = torch.jit.load(file)
+    close(traced(x), rnn(x))
+    close(*(torch.autograd.grad(f(x)[0].sum(), x) for f in (traced, rnn)))
 
 
 class Pool(nn.Module):

@@ -1,4 +1,5 @@
 import re
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from qrnn import f_pool, fo_pool, functional, ifo_pool, linear_recurrence
-from qrnn.pooling import operator
+from qrnn.pooling import cpu, operator
 
 POOLS: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
     "f": f_pool,
@@ -77,8 +78,12 @@ class TestPools:
     def test_cells_are_kept_for_a_gradient_only(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """They cost as much memory as the outputs."""
         asked = []
-        pool = operator.pool
-        monkeypatch.setattr(operator, "pool", lambda *a: (asked.append(a[-2]), pool(*a))[1])
+
+        def pool(*arguments: Any) -> Any:
+            asked.append(arguments[7])
+            return cpu.pool(*arguments)
+
+        monkeypatch.setattr(operator, "_backend", lambda device: types.SimpleNamespace(pool=pool))
         gates, c0 = torch.randn(3, 2, 6), torch.randn(1, 2, 2)
         fo_pool(gates, c0)
         fo_pool(gates.clone().requires_grad_(), c0)
@@ -115,7 +120,8 @@ class TestPools:
 
     def test_report_bug_last_cell_one_step_early(self) -> None:
         gates, lengths = torch.randn(5, 3, 6, dtype=WIDE), torch.tensor([5, 3, 1])
-        for own, steps in ((None, [5, 5, 5]), (lengths, [5, 3, 1])):
+        small = lengths.to(torch.uint16)
+        for own, steps in ((None, [5, 5, 5]), (lengths, [5, 3, 1]), (small, [5, 3, 1])):
             h, c_n = f_pool(gates, lengths=own)
             for b, n in enumerate(steps):
                 assert torch.equal(c_n[0, b], h[n - 1, b])
@@ -369,6 +375,9 @@ MISUSES: dict[str, tuple[Callable[[], Any], type[Exception], str, str, str]] = {
     "lengths booleans": (
         lambda: fo_pool(zeros(2, 2, 6), lengths=torch.tensor([True, True])),
         TypeError, "lengths", "integers", "bool",
+    ),
+    "gates sparse": (
+        lambda: fo_pool(zeros(2, 2, 6).to_sparse()), TypeError, "gates", "dense", "sparse_coo"
     ),
     "lengths of another batch": (
         lambda: fo_pool(zeros(2, 2, 6), lengths=torch.tensor([1])),

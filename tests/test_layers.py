@@ -2,6 +2,7 @@ import copy
 import pickle
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequence
 
-from qrnn import QRNN, QRNNLayer, QRNNState, functional, layers
+from qrnn import QRNN, QRNNDecoder, QRNNLayer, QRNNState, functional, layers
 
 WIDE = torch.float64
 POOLINGS = ["f", "fo", "ifo"]
@@ -344,8 +345,9 @@ class TestPieces:
             assert value.dtype == WIDE and not value.any() and not value.requires_grad
         assert state.h.data_ptr() != state.c.data_ptr()
 
-    def test_a_call_leaves_the_state_passed_in_alone(self) -> None:
-        rnn = make(3, 4, 2, kernel_size=3)
+    @pytest.mark.parametrize("num_layers", [1, 2])
+    def test_a_call_leaves_the_state_passed_in_alone(self, num_layers: int) -> None:
+        rnn = make(3, 4, num_layers, kernel_size=3)
         _, state = rnn(randn(4, 2, 3), rnn.initial_state(2))
         state = state.detach()
         before = copy.deepcopy(state)
@@ -362,6 +364,21 @@ class TestPieces:
             _, state = rnn(randn(50, 2, 3), rnn.initial_state(2))
         for value in (state.h, state.c, *state.window):
             assert value.untyped_storage().nbytes() == value.nbytes
+
+    def test_select(self) -> None:
+        """Going on after it is going on with what was selected, as beam search needs."""
+        rnn = make(3, 4, 2, kernel_size=3)
+        x, index = randn(6, 3, 3), torch.tensor([2, 0, 0, 1, 2])
+        _, state = rnn(x[:3], rnn.initial_state(3))
+        got = rnn(x[3:, index], state.select(index))
+        output, after = rnn(x[:, index], rnn.initial_state(5))
+        close(parts(*got), parts(output[3:], after))
+
+    def test_is_saved_and_loaded(self, tmp_path: Path) -> None:
+        rnn = make(3, 4, kernel_size=3)
+        output, state = rnn(randn(4, 2, 3), rnn.initial_state(2))
+        torch.save(state.detach(), tmp_path / "state.pt")
+        equal(parts(output, torch.load(tmp_path / "state.pt")), parts(output, state))
 
     def test_detach_cuts_the_graph(self) -> None:
         """Truncated back-propagation: what came before gets no gradient, what follows the same."""
@@ -666,6 +683,17 @@ class TestManyRows:
             assert len(taken) == 3 and gates.is_contiguous()
             taken.clear()
 
+    def test_batched_gradients(self) -> None:
+        layer = QRNNLayer(3, 2, kernel_size=2)
+        x = torch.randn(layers.MANY_ROWS // 4, 4, 3, requires_grad=True)
+        leaves = (x, *layer.parameters())
+        output, _ = layer(x)
+        v = torch.randn(2, *output.shape)
+        found = torch.autograd.grad(output, leaves, v, retain_graph=True, is_grads_batched=True)
+        for n in range(2):
+            want = torch.autograd.grad(output, leaves, v[n], retain_graph=True)
+            close([g[n] for g in found], want, 1e-4)
+
     def test_no_windows_are_kept_nor_made_in_backward(self) -> None:
         k, T, B, I = 4, 64, 16, 8
         layer = QRNNLayer(I, 2, kernel_size=k)
@@ -882,10 +910,22 @@ class TestModule:
 
     def test_repr_tells_the_options(self) -> None:
         rnn = QRNN(
-            3, 4, 2, False, True, 0.5, True, kernel_size=3, zoneout=0.1, dense=True, masked=False
+            3,
+            4,
+            2,
+            False,
+            True,
+            0.5,
+            True,
+            kernel_size=3,
+            zoneout=0.1,
+            dense=True,
+            masked=False,
+            zoneout_eval="none",
         )
         text = repr(rnn)
-        names = "bidirectional masked zoneout kernel_size pooling batch_first dropout dense bias"
+        names = "bidirectional masked zoneout zoneout_eval kernel_size pooling batch_first dropout"
+        names += " dense bias"
         for name in names.split():
             assert f"{name}=" in text
         assert "(3, 4, " in text and "(11, 4, " in text  # dense: 3 + 2 * 4
@@ -903,6 +943,7 @@ class TestModule:
 
 
 class TestRandomness:
+    @pytest.mark.filterwarnings("ignore:dropout. has no effect")
     def test_dropout_is_between_layers_only(self) -> None:
         x = randn(5, 2, 3)
         single = make(3, 4, 1, dropout=1.0)
@@ -1425,6 +1466,27 @@ def test_misuse_under_autocast(
         pytest.raises(error, match=rf"^state h: .*got .*{got}"),
     ):
         QRNN(3, 4)(torch.zeros(5, 2, 3), own)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, WIDE])
+def test_autocast_leaves_float64_alone(dtype: torch.dtype) -> None:
+    """As nn.Linear, which cannot multiply it with another type."""
+    other = WIDE if dtype == torch.float32 else torch.float32
+    with (
+        torch.autocast("cpu", torch.bfloat16),
+        pytest.raises(TypeError, match=r"^input: .*float64"),
+    ):
+        QRNN(3, 4, dtype=dtype)(torch.zeros(layers.MANY_ROWS, 1, 3, dtype=other))
+
+
+def test_dropout_that_has_no_effect_is_told_as_by_lstm() -> None:
+    for module in (nn.LSTM, QRNN, QRNNDecoder):
+        with pytest.warns(UserWarning, match="num_layers=1"):
+            module(3, 4, dropout=0.5)
+
+
+def test_numpys_numbers_are_numbers() -> None:
+    assert QRNN(3, 4, 2, dropout=np.float32(0.5), zoneout=np.float64(0.1)).dropout == 0.5
 
 
 def test_a_layer_checks_as_well(monkeypatch: pytest.MonkeyPatch) -> None:

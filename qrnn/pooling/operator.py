@@ -63,7 +63,7 @@ def pool(
             in reverse a sequence starts at its own last step.
         seed: int64 scalar. With it each forget gate is 1 at the rate `zoneout` (training);
             without it the update gate 1 - f is scaled by 1 - zoneout (its mean).
-        keep_cells: also return all cells, which the gradient needs.
+        keep_cells: also return all cells. Where a gradient is wanted it keeps them by itself.
         shift: for "both", by how many rows the reverse half of the gates lies later than the
             forward half: step t of the two is in rows t and t + shift, or, when it is negative,
             t - shift and t. The rows beside them are not read.
@@ -91,9 +91,12 @@ def is_transformed() -> bool:
     Of those the operators know nothing: torch would take their tangents for zero. The reference is
     made of torch's own operators, which know them all.
     """
-    return not torch.compiler.is_compiling() and (
-        torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
-    )
+    return not torch.compiler.is_compiling() and _has_transforms()
+
+
+def _has_transforms() -> bool:
+    """`is_transformed` for where torch.compile does not look: inside the operators."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 @cache
@@ -204,6 +207,8 @@ def _differentiable(name: str, function: type[torch.autograd.Function]) -> None:
     operator = getattr(torch.ops.qrnn, name).default
 
     def call(*arguments: Any) -> Any:
+        if _has_transforms():
+            return getattr(reference, name)(*arguments)
         if torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments):
             return function.apply(*arguments)
         with torch._C._AutoDispatchBelowAutograd():
@@ -215,11 +220,14 @@ def _differentiable(name: str, function: type[torch.autograd.Function]) -> None:
 class _Pool(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+        gates, c0, lengths, seed, pooling, direction, zoneout, keep_cells, *shift = arguments
+        options = (pooling, direction, zoneout, True, *shift)
         with torch._C._AutoDispatchBelowAutograd():
-            h, cells, c_n = torch.ops.qrnn.pool.default(*arguments)
-        gates, c0, lengths, seed, pooling, direction, zoneout, _, *shift = arguments
+            h, cells, c_n = torch.ops.qrnn.pool.default(gates, c0, lengths, seed, *options)
         ctx.options = (pooling, direction, zoneout, *shift)
         ctx.save_for_backward(gates, c0, lengths, seed, h if pooling == "f" else cells)
+        if not keep_cells:
+            cells = cells.new_empty(0)
         ctx.mark_non_differentiable(cells)
         ctx.set_materialize_grads(False)  # zeros for the cells would be as large as h
         return h, cells, c_n
@@ -229,7 +237,10 @@ class _Pool(torch.autograd.Function):
         gates, c0, lengths, seed, cells = ctx.saved_tensors
         if grad_h is None:
             grad_h = torch.zeros_like(cells)
-        grad_gates, grad_c0 = torch.ops.qrnn.pool_backward.default(
+        backward = reference.pool_backward
+        if not _has_transforms():
+            backward = torch.ops.qrnn.pool_backward.default
+        grad_gates, grad_c0 = backward(
             grad_h, grad_c_n, gates, c0, lengths, seed, cells, *ctx.options
         )
         return grad_gates, None if c0 is None else grad_c0, *[None] * 7
@@ -286,7 +297,7 @@ class _LinearRecurrence(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_h: Tensor) -> tuple[Any, ...]:
         f, h0, h = ctx.saved_tensors
-        if torch.is_grad_enabled():  # create_graph=True: this one can be differentiated again
+        if torch.is_grad_enabled() or _has_transforms():  # this one can be differentiated again
             return *_composed_gradient(grad_h, f, h0, h, ctx.reverse), None
         grads = torch.ops.qrnn.linear_recurrence_backward.default(grad_h, f, h0, h, ctx.reverse)
         return *grads, None

@@ -78,6 +78,48 @@ class TestTransforms:
             for found in rows:
                 torch.testing.assert_close(found, want[0])
 
+    @pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")  # by torch itself
+    def test_compiled(self) -> None:
+        """Where torch.compile looks into the transform, the operators meet it themselves."""
+        rnn = QRNN(3, 2, dtype=WIDE)
+        x, v = torch.randn(2, 4, 2, 3, dtype=WIDE).unbind(0)
+
+        def both(x: Tensor) -> Tensor:
+            output = rnn(x)[0]
+            return linear_recurrence(output.sigmoid(), output).sin().sum()
+
+        def tangent(x: Tensor, v: Tensor) -> Tensor:
+            return torch.func.jvp(both, (x,), (v,))[1]
+
+        grad = torch.func.grad(both)
+        assert tangent(x, v).abs() > 1e-3
+        for function, given in ((tangent, (x, v)), (grad, (x,)), (torch.vmap(grad), (x[None],))):
+            compiled = torch.compile(function, backend="aot_eager")
+            torch.testing.assert_close(compiled(*given), function(*given))
+        torch.compiler.reset()
+
+    def test_tangent_of_a_gradient(self) -> None:
+        """Backward in a dual level, of what ran outside of it."""
+        gates, f, x = leaf(4, 2, 6), leaf(4, 2, 3), leaf(4, 2, 3)
+        forward_ad = torch.autograd.forward_ad
+        for output, leaves in (
+            (fo_pool(gates)[0], [gates]),
+            (linear_recurrence(f, x), [f, x]),
+        ):
+            v, w = torch.randn(2, *output.shape, dtype=WIDE).unbind(0)
+            want = torch.autograd.grad(output, leaves, w, retain_graph=True)  # it is linear in v
+            with forward_ad.dual_level():
+                found = torch.autograd.grad(output, leaves, forward_ad.make_dual(v, w))
+                tangents = [forward_ad.unpack_dual(g).tangent for g in found]
+            for a, b in zip(tangents, want, strict=True):
+                torch.testing.assert_close(a, b)
+
+    def test_lengths_of_each(self) -> None:
+        gates, lengths = leaf(4, 3, 2, 6), torch.tensor([[4, 1], [0, 2], [3, 3]])
+        found = torch.vmap(lambda g, n: fo_pool(g, lengths=n)[0], in_dims=(1, 0))(gates, lengths)
+        for n in range(3):
+            torch.testing.assert_close(found[n], fo_pool(gates[:, n], lengths=lengths[n])[0])
+
     def test_of_the_plain_recurrence(self) -> None:
         f, x, v = (leaf(4, 2, 3) for _ in range(3))
 
