@@ -13,6 +13,7 @@ from typing import Any, Dict, List, Optional
 import numpy
 import torch
 from allennlp.common import Params
+from allennlp.common.checks import ConfigurationError
 from allennlp.training.callbacks import TrainerCallback
 
 from qrnn.allennlp.readers import data_source
@@ -26,7 +27,8 @@ class RunFile(TrainerCallback):
     """Keeps run.json in the serialization directory: data, vectors, versions, and every epoch.
 
     `data` is the meta.json beside the training data, so that a run on other than the official
-    content says so. An epoch's seconds are its own: after --recover the earlier ones are kept.
+    content says so; word vectors that were prepared for other reviews are an error. An epoch's
+    seconds are its own: after --recover the earlier ones are kept.
 
     For a model that returns how many "tokens" it was given, an epoch has
     training_tokens_per_second: from the end of its first step to the end of its last, no validation
@@ -50,11 +52,18 @@ class RunFile(TrainerCallback):
         if self.path.exists():
             earlier = json.loads(self.path.read_text(encoding="utf-8"))["history"]
         config = Params.from_file(os.path.join(self.serialization_dir, "config.json")).as_dict()
-        vectors = [m.source for m in trainer._pytorch_model.modules() if isinstance(m, WordVectors)]
+        data = data_source(Path(config["train_data_path"]).parent)
+        vectors = [m for m in trainer._pytorch_model.modules() if isinstance(m, WordVectors)]
+        for own in vectors:
+            if own.reviews and "files" in data and own.reviews != data["files"]:
+                raise ConfigurationError(
+                    f"the word vectors ({own.source}) are those of the words of other reviews than "
+                    f"{config['train_data_path']}: run `make download-glove` for that set again"
+                )
         self.run = {
             "command": shlex.join(["allennlp", *sys.argv[1:]]),
-            "data": data_source(Path(config["train_data_path"]).parent),
-            "vectors": vectors[0] if vectors else None,
+            "data": data,
+            "vectors": vectors[0].source if vectors else None,
             "device": str(trainer.cuda_device),
             "seed": config.get("pytorch_seed"),
             "versions": {name: _version(name) for name in PACKAGES},

@@ -12,6 +12,7 @@ nor the rest of qrnn.
 
 import functools
 import importlib
+import inspect
 import os
 import shutil
 import sys
@@ -47,7 +48,8 @@ def extend() -> None:
 
     - The plugin qrnn.allennlp is loaded without a --include-package or an .allennlp_plugins file.
     - `allennlp train` without -s writes to runs/<name of the config>. A new folder goes again if
-      the run fails before it begins (for want of data, say), or it would be in the way of the next.
+      the run fails before training begins (for want of data, say), or it would be in the way of the
+      next. An option that the trainer does not know is an error.
     - The scheduler "reduce_on_plateau" works: torch 2.7 took the option `verbose` from it.
     """
     from allennlp.common import plugins
@@ -150,9 +152,23 @@ def _mend_recover() -> None:
     torch.serialization.add_safe_globals([scalar, numpy.dtype, *dtypes])
 
 
+def _check_trainer(params: Any) -> None:
+    """AllenNLP's trainer swallows an option that it does not know, as one that is misspelt."""
+    from allennlp.common.checks import ConfigurationError
+    from allennlp.training import GradientDescentTrainer
+
+    given = params.as_dict(quiet=True).get("trainer", {})
+    if given.get("type", "gradient_descent") == "gradient_descent":
+        known = inspect.signature(GradientDescentTrainer.from_partial_objects).parameters
+        unknown = given.keys() - (known.keys() - {"kwargs"}) - {"type"}
+        if unknown:
+            raise ConfigurationError(f"trainer: unknown options {', '.join(sorted(unknown))}")
+
+
 def _register_train() -> None:
     from allennlp.commands.subcommand import Subcommand
     from allennlp.commands.train import Train
+    from allennlp.common import Params
 
     @Subcommand.register("train", exist_ok=True)
     class TrainIntoRuns(Train):
@@ -165,10 +181,12 @@ def _register_train() -> None:
                     args.serialization_dir = os.path.join("runs", Path(args.param_path).stem)
                 directory = Path(args.serialization_dir)
                 new = not directory.exists()
+                _check_trainer(Params.from_file(args.param_path, args.overrides))
                 try:
                     train(args)
                 except BaseException:
-                    if new and not (directory / "vocabulary").exists():
+                    begun = [*directory.glob("run.json"), *directory.glob("model_state_*")]
+                    if new and not begun:
                         shutil.rmtree(directory, ignore_errors=True)
                     raise
 

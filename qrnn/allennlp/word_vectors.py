@@ -2,8 +2,9 @@
 
 import json
 import logging
+import zlib
 from pathlib import Path
-from typing import Dict, Iterable, Optional
+from typing import Dict, Iterable, Optional, Tuple
 
 import torch
 from allennlp.common.checks import ConfigurationError
@@ -13,13 +14,14 @@ from allennlp.modules.token_embedders import Embedding, TokenEmbedder
 logger = logging.getLogger(__name__)
 
 
-def vectors_source(file: str) -> str:
-    """What the NAME.json beside NAME.txt.gz (see scripts/vectors.py) says that they are."""
+def vectors_source(file: str) -> Tuple[str, Optional[Dict[str, str]]]:
+    """What the NAME.json beside NAME.txt.gz (see scripts/vectors.py) says that they are, and the
+    sha256 of each file that was looked through for the words that they have; None if unknown."""
     try:
         about = json.loads(Path(file.removesuffix(".txt.gz") + ".json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return f"{file}, not prepared by scripts/vectors.py"
-    return f"{about['name']} ({about['note']})"
+        return f"{about['name']} ({about['note']})", about["data"]
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return f"{file}, not prepared by scripts/vectors.py", None
 
 
 @Vocabulary.register("word_vectors", constructor="from_instances")
@@ -63,7 +65,6 @@ class WordVectors(Embedding):
     standard deviation.
 
     pretrained_file: lines "word x_1 ... x_d", also .gz; None for random vectors without a warning.
-    deviation: the vectors of the file are scaled to this standard deviation; None leaves them.
     dropout: rate on the elements of the result, in training.
     """
 
@@ -72,13 +73,10 @@ class WordVectors(Embedding):
         embedding_dim: int,
         vocab: Vocabulary,
         pretrained_file: Optional[str] = None,
-        deviation: Optional[float] = None,
         dropout: float = 0.0,
         trainable: bool = True,
         vocab_namespace: str = "tokens",
     ) -> None:
-        if deviation is not None and not deviation > 0:
-            raise ConfigurationError(f"deviation: expected a positive number, got {deviation}")
         if not 0 <= dropout < 1:
             raise ConfigurationError(f"dropout: expected 0 <= dropout < 1, got {dropout}")
         found = pretrained_file is not None and Path(pretrained_file).exists()
@@ -94,28 +92,29 @@ class WordVectors(Embedding):
                 pretrained_file,
             )
         padded = vocab.is_padded(vocab_namespace)
-        super().__init__(
-            embedding_dim=embedding_dim,
-            padding_index=0 if padded else None,
-            trainable=trainable,
-            vocab_namespace=vocab_namespace,
-            pretrained_file=pretrained_file if found else None,
-            vocab=vocab,
-        )
+        try:
+            super().__init__(
+                embedding_dim=embedding_dim,
+                padding_index=0 if padded else None,
+                trainable=trainable,
+                vocab_namespace=vocab_namespace,
+                pretrained_file=pretrained_file if found else None,
+                vocab=vocab,
+            )
+        except (EOFError, OSError, zlib.error) as error:
+            raise ConfigurationError(
+                f"{pretrained_file} is damaged or incomplete ({error}): see `make download-glove`"
+            ) from error
         self.dropout = torch.nn.Dropout(dropout)
         with torch.no_grad():
             if not found:
                 self.weight.normal_()
-            elif deviation is not None:
-                self.weight *= deviation / self.weight[int(padded) :].std()
             if padded:
                 self.weight[0] = 0
-        self.source = "none (random start)"
+        self.source, self.reviews = "none (random start)", None
         if found:
             assert pretrained_file is not None
-            self.source = vectors_source(pretrained_file)
-            if deviation is not None:
-                self.source += f", scaled to a standard deviation of {deviation:g}"
+            self.source, self.reviews = vectors_source(pretrained_file)
             logger.info("word vectors: %s", self.source)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:

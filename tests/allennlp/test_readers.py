@@ -1,3 +1,4 @@
+import hashlib
 import json
 
 import pytest
@@ -38,11 +39,9 @@ def test_raw_text_is_split_as_it_is_prepared():
     assert "label" not in instance.fields
 
 
-def test_max_tokens_and_max_instances(prepared):
-    [only] = ImdbReader(max_tokens=3, max_instances=1).read(prepared)
-    assert words(only) == ["Really", "n't", "bad"]
-    with pytest.raises(ConfigurationError, match="max_tokens"):
-        ImdbReader(max_tokens=0)
+def test_max_instances(prepared):
+    [only] = ImdbReader(max_instances=1).read(prepared)
+    assert words(only) == ["Really", "n't", "bad", ",", "that", "one", "."]
 
 
 def test_an_empty_review_is_still_a_row():
@@ -56,7 +55,16 @@ def test_missing_data_says_how_to_get_it(tmp_path):
 
 @pytest.mark.parametrize(
     "line",
-    [b'{"text": "no label"}', b"[1]", b"{", b'{"text": 3, "label": "pos"}', b'{"text": "\xff"}'],
+    [
+        *(
+            b'{"text": "no label"}',
+            b"[1]",
+            b"{",
+            b'{"text": 3, "label": "pos"}',
+            b'{"text": "\xff"}',
+        ),
+        b'{"text": "x", "label": null}',
+    ],
 )
 def test_a_damaged_line_is_named(prepared, line):
     with prepared.open("ab") as file:
@@ -71,6 +79,23 @@ def test_other_than_official_data_is_loudly_said(prepared, caplog):
     (prepared.parent / "meta.json").write_text('{"official": false, "note": "a stand-in"}')
     list(ImdbReader().read(prepared))
     assert "NOT THE OFFICIAL" in caplog.text and "a stand-in" in caplog.text
+
+
+def test_a_file_without_reviews_is_an_error(prepared):
+    prepared.write_bytes(b"")
+    with pytest.raises(ConfigurationError, match=r"train\.jsonl holds no reviews"):
+        list(ImdbReader().read(prepared))
+
+
+def test_data_that_has_changed_since_it_was_prepared_is_not_official(prepared):
+    digest = hashlib.sha256(prepared.read_bytes()).hexdigest()
+    meta = {"official": True, "note": "x", "files": {"train.jsonl": digest, "absent": digest}}
+    (prepared.parent / "meta.json").write_text(json.dumps(meta))
+    assert data_source(prepared.parent) == meta
+    with prepared.open("a") as file:
+        file.write("\n")
+    note = "train.jsonl: changed since it was prepared"
+    assert data_source(prepared.parent) == meta | {"official": False, "note": note}
 
 
 @pytest.mark.parametrize("content", [None, "{}", "[]", "{"])

@@ -100,6 +100,14 @@ def test_a_start_that_fails_leaves_nothing_in_the_way_of_the_next(project, tmp_p
     with pytest.raises(AssertionError, match=r"data/imdb/train\.jsonl"):
         allennlp(tmp_path, "train", "configs/imdb.jsonnet")
     assert not (tmp_path / "runs" / "imdb").exists()
+    shutil.copytree(project / "data", tmp_path / "data")
+    for option, match in (
+        ({"trainer.optimizer.wieght_decay": 1}, "wieght_decay"),
+        ({"trainer.patiance": 1}, "trainer: unknown options patiance"),
+    ):
+        with pytest.raises(AssertionError, match=match):
+            allennlp(tmp_path, "train", "configs/imdb.jsonnet", **option)
+        assert not (tmp_path / "runs" / "imdb").exists()
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").touch()
     with pytest.raises(AssertionError, match="not empty"):

@@ -1,4 +1,5 @@
 import gzip
+from pathlib import Path
 
 import pytest
 import torch
@@ -52,7 +53,7 @@ def file(tmp_path):
     ]
     path = tmp_path / "tiny.40d.txt.gz"
     path.write_bytes(gzip.compress("".join(lines).encode()))
-    about = '{"name": "Tiny", "official": true, "note": "two words"}'
+    about = '{"name": "Tiny", "official": true, "note": "two words", "data": {"x": "y"}}'
     (tmp_path / "tiny.40d.json").write_text(about)
     return str(path), vectors
 
@@ -66,26 +67,25 @@ def test_vectors_come_from_the_file(vocabulary, file):
     others = found.weight[1:3]  # unknown and word0
     assert abs(others.mean() - vectors[:2].mean()) < 0.06
     assert abs(others.std() / vectors[:2].std() - 1) < 0.25
-    assert found.source == "Tiny (two words)" and not found.weight.requires_grad
+    assert found.source == "Tiny (two words)" and found.reviews == {"x": "y"}
+    assert not found.weight.requires_grad
 
 
-def test_vectors_are_scaled_as_a_whole(vocabulary, file):
-    path, vectors = file
-    found = embedder(vocabulary, pretrained_file=path, deviation=1.0)
-    assert found.weight[1:].std().item() == pytest.approx(1)
-    assert (found.weight[0] == 0).all()
-    rows = [found.weight[vocabulary.get_token_index(word)] for word in ("word3", "word7")]
-    ratios = torch.stack(rows) / vectors[:2]
-    torch.testing.assert_close(ratios, ratios[0, 0].expand(2, 40))
-    assert found.source == "Tiny (two words), scaled to a standard deviation of 1"
-    with pytest.raises(ConfigurationError, match="deviation: expected a positive number, got 0"):
-        embedder(vocabulary, pretrained_file=path, deviation=0)
-
-
-def test_a_file_of_unknown_origin_says_so(vocabulary, file, tmp_path):
+@pytest.mark.parametrize("about", [None, "{", "[]", '{"name": "Tiny"}'])
+def test_a_file_of_unknown_origin_says_so(vocabulary, file, tmp_path, about):
     (tmp_path / "tiny.40d.json").unlink()
-    source = embedder(vocabulary, pretrained_file=file[0]).source
-    assert source == f"{file[0]}, not prepared by scripts/vectors.py"
+    if about:
+        (tmp_path / "tiny.40d.json").write_text(about)
+    found = embedder(vocabulary, pretrained_file=file[0])
+    assert found.source == f"{file[0]}, not prepared by scripts/vectors.py"
+    assert found.reviews is None
+
+
+def test_a_damaged_file_is_named(vocabulary, file):
+    content = Path(file[0]).read_bytes()
+    Path(file[0]).write_bytes(content[:-20])
+    with pytest.raises(ConfigurationError, match=r"tiny\.40d\.txt\.gz is damaged or incomplete"):
+        embedder(vocabulary, pretrained_file=file[0])
 
 
 def test_a_word_seen_once_is_known_if_it_has_a_vector(file, tmp_path):
