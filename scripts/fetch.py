@@ -34,6 +34,10 @@ class FetchError(Exception):
     """What went wrong with which URL or file, and what to do about it."""
 
 
+class NotThere(FetchError):
+    """There is no such file or URL."""
+
+
 class _Interrupted(Exception):
     """A failure that another try may cure."""
 
@@ -72,7 +76,8 @@ def download(origin: str, target: Path) -> None:
     incomplete it is called `target.part`, and the next call continues a URL from there. A target
     without a record was put there by hand and is taken as it is.
 
-    Raises FetchError: no such file, no network, an HTTP error, a full disk.
+    Raises NotThere where there is no such file, and FetchError without network, for an HTTP error
+    or a full disk.
     """
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -84,6 +89,15 @@ def download(origin: str, target: Path) -> None:
         raise FetchError(f"cannot download {origin}: {error}") from error
     except OSError as error:
         raise _explained(error) from error
+
+
+def left_to_load(origin: str, target: Path, size: int) -> int:
+    """How many of a file's `size` bytes `download` would need room for."""
+    if target.exists():
+        record = _read_record(target)
+        if not record or record["origin"] == origin:
+            return 0
+    return max(0, size - _size(_beside(target, ".part")))
 
 
 def extract(archive: Path, target: Path) -> None:
@@ -203,7 +217,8 @@ def _continue_url(url: str, target: Path) -> None:
             part.unlink(missing_ok=True)
             raise _Interrupted("the file has changed on the server")
         if answer.status_code not in (200, 206):
-            raise FetchError(
+            kind = NotThere if answer.status_code in (404, 410) else FetchError
+            raise kind(
                 f"cannot download {url}: HTTP {answer.status_code} {answer.reason}\n"
                 f"You can {_other_way(url)}"
             )
@@ -246,7 +261,7 @@ def _version(answer: requests.Response) -> str | None:
 
 def _copy_file(origin: Path, target: Path) -> None:
     if not origin.is_file():
-        raise FetchError(
+        raise NotThere(
             f"there is no file {origin}: MIRROR must be a folder or URL prefix that holds it"
         )
     stat = origin.stat()

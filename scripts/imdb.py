@@ -23,10 +23,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import requests
 from fetch import (
-    TIMEOUT,
     FetchError,
+    NotThere,
     download,
     extract,
     fingerprint,
@@ -81,10 +80,17 @@ def prepare(mirror: str | None, out: Path, cache: Path) -> None:
         extract(archive, unpacked)
         files = find_reviews(unpacked / "aclImdb", origin)
         unlabelled = reviews_in(unpacked / "aclImdb" / UNSUP)
-        if not unlabelled and mirror and is_at(source(UNSUP_URL, mirror)):
-            download(source(UNSUP_URL, mirror), cache / "aclImdb_unsup.tar.xz")
-            extract(cache / "aclImdb_unsup.tar.xz", apart)
-            unlabelled = reviews_in(apart / "aclImdb" / UNSUP)
+        if not unlabelled and mirror:
+            beside = cache / "aclImdb_unsup.tar.xz"
+            try:
+                download(source(UNSUP_URL, mirror), beside)
+            except NotThere:
+                print(
+                    f"{origin} has no reviews without labels, and nor has {beside.name} beside it"
+                )
+            else:
+                extract(beside, apart)
+                unlabelled = reviews_in(apart / "aclImdb" / UNSUP)
         found = {"fingerprint": fingerprint(file for group in files.values() for file in group)}
         found["unsup_fingerprint"] = fingerprint(unlabelled)
         if finished and finished.items() >= found.items():
@@ -112,16 +118,6 @@ def find_reviews(root: Path, origin: str) -> dict[str, list[Path]]:
 def reviews_in(folder: Path) -> list[Path]:
     """Whatever else an archive holds is passed over."""
     return [file for file in folder.glob("*.txt") if re.match(r"\d+_\d+\.txt$", file.name)]
-
-
-def is_at(origin: str) -> bool:
-    """Whether there is such a file or URL."""
-    if not origin.startswith(("http://", "https://")):
-        return Path(origin).is_file()
-    try:
-        return requests.head(origin, allow_redirects=True, timeout=TIMEOUT).ok
-    except requests.RequestException as error:
-        raise FetchError(f"cannot ask for {origin}: {error}") from error
 
 
 def write(

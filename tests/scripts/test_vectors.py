@@ -7,6 +7,7 @@ import subprocess
 import threading
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy
 import pyarrow
@@ -176,10 +177,11 @@ def test_a_second_run_does_nothing_unless_something_changed(monkeypatch, capsys)
 @pytest.mark.parametrize(
     ("line", "error"),
     [
-        (b"the 1 2", "line 12: expected a word and 3 numbers, got b'the 1 2"),
+        (b"the 1 2", "line 12: expected a word and 3 numbers, got 3 fields, b'the 1 2"),
         (b"the 1 2 3 4", "line 12: expected a word and 3 numbers"),
         (b"the 1 2 x", "line 12: expected a word and 3 numbers"),
-        (b"the 1 nan 3", "line 12: expected a word and 3 numbers"),
+        (b"the 1 nan 3", "line 12: expected a word and 3 numbers, got 4 .* where b'nan' is no num"),
+        (b"unseen 1 1e400 3", "the vector of 'unseen' is not finite"),
         (b"the 1 2\t3", "line 12: expected a word and 3 numbers"),
         (b"", "line 12: expected a word and 3 numbers"),
         (b"caf\xe9 1 2 3", "line 12 is not UTF-8"),
@@ -199,12 +201,16 @@ def spoilt(archive: Path, how: str) -> None:
     elif how == "checksum":  # of the text, in the local header and in the directory at the end
         for place in (content.index(b"PK\3\4") + 14, content.rindex(b"PK\1\2") + 16):
             content[place] ^= 1
+    elif how in ("encrypted", "compression"):  # its bits, in both places
+        at = 6 if how == "encrypted" else 8
+        for place in (content.index(b"PK\3\4") + at, content.rindex(b"PK\1\2") + at + 2):
+            content[place] |= 1
     elif how == "stream":
         content[60:70] = bytes(10)
     archive.write_bytes(content)
 
 
-@pytest.mark.parametrize("how", ["cut", "checksum", "stream"])
+@pytest.mark.parametrize("how", ["cut", "checksum", "stream", "encrypted", "compression"])
 def test_a_damaged_archive_is_an_error(how):
     mirror = mirror_of()
     spoilt(Path(mirror) / "tiny.zip", how)
@@ -238,6 +244,12 @@ def test_a_small_disk_is_refused_before_anything_is_loaded(monkeypatch, capsys):
     with pytest.raises(FetchError, match=r"needs up to 1000000000\.00 GB of disk .* GB free"):
         run(mirror)
     assert not Path("cache/tiny.zip").exists()
+    published(monkeypatch, size=10**7)
+    monkeypatch.setattr(vectors.shutil, "disk_usage", lambda _: SimpleNamespace(free=10**7))
+    with pytest.raises(FetchError, match=r"needs up to 0\.01 GB of disk"):
+        run(mirror)
+    Path("cache/tiny.zip.part").write_bytes(bytes(10**6))
+    run(mirror)  # a part of it is there already
 
 
 def test_an_interrupted_download_goes_on(monkeypatch):
