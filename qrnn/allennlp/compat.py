@@ -21,7 +21,7 @@ from importlib.machinery import ModuleSpec
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import ModuleType
-from typing import Any, List, NoReturn, Union
+from typing import Any, Iterator, List, NoReturn, Union
 
 import numpy
 import torch
@@ -49,7 +49,7 @@ def extend() -> None:
     - The plugin qrnn.allennlp is loaded without a --include-package or an .allennlp_plugins file.
     - `allennlp train` without -s writes to runs/<name of the config>. A new folder goes again if
       the run fails before training begins (for want of data, say), or it would be in the way of the
-      next. An option that the trainer does not know is an error.
+      next. An option that the trainer does not know is an error, and weights that are not there.
     - The scheduler "reduce_on_plateau" works: torch 2.7 took the option `verbose` from it.
     """
     from allennlp.common import plugins
@@ -152,17 +152,34 @@ def _mend_recover() -> None:
     torch.serialization.add_safe_globals([scalar, numpy.dtype, *dtypes])
 
 
-def _check_trainer(params: Any) -> None:
-    """AllenNLP's trainer swallows an option that it does not know, as one that is misspelt."""
+def _check_config(config: Any) -> None:
+    """What AllenNLP finds out late or never: it swallows an option that its trainer does not know,
+    as one that is misspelt, and reads all data before the weights of an initializer."""
     from allennlp.common.checks import ConfigurationError
     from allennlp.training import GradientDescentTrainer
 
-    given = params.as_dict(quiet=True).get("trainer", {})
+    for file in _weights(config):
+        if "://" not in file and not Path(file).exists():
+            raise ConfigurationError(
+                f"weights_file_path: {file} does not exist: train what it comes from first"
+            )
+    given = config.get("trainer", {})
     if given.get("type", "gradient_descent") == "gradient_descent":
         known = inspect.signature(GradientDescentTrainer.from_partial_objects).parameters
         unknown = given.keys() - (known.keys() - {"kwargs"}) - {"type"}
         if unknown:
             raise ConfigurationError(f"trainer: unknown options {', '.join(sorted(unknown))}")
+
+
+def _weights(config: Any) -> Iterator[str]:
+    """The files of all initializers in a config."""
+    if isinstance(config, dict):
+        if "weights_file_path" in config:
+            yield config["weights_file_path"]
+        config = list(config.values())
+    if isinstance(config, list):
+        for part in config:
+            yield from _weights(part)
 
 
 def _register_train() -> None:
@@ -181,7 +198,7 @@ def _register_train() -> None:
                     args.serialization_dir = os.path.join("runs", Path(args.param_path).stem)
                 directory = Path(args.serialization_dir)
                 new = not directory.exists()
-                _check_trainer(Params.from_file(args.param_path, args.overrides))
+                _check_config(Params.from_file(args.param_path, args.overrides).as_dict(quiet=True))
                 try:
                     train(args)
                 except BaseException:

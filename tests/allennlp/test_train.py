@@ -101,6 +101,10 @@ def test_a_start_that_fails_leaves_nothing_in_the_way_of_the_next(project, tmp_p
         allennlp(tmp_path, "train", "configs/imdb.jsonnet")
     assert not (tmp_path / "runs" / "imdb").exists()
     shutil.copytree(project / "data", tmp_path / "data")
+    with pytest.raises(
+        AssertionError, match=r"weights_file_path: \S+/runs/imdb_lm/best\.th does not"
+    ):
+        allennlp(tmp_path, "train", "configs/imdb_best.jsonnet")
     for option, match in (
         ({"trainer.optimizer.wieght_decay": 1}, "wieght_decay"),
         ({"trainer.patiance": 1}, "trainer: unknown options patiance"),
