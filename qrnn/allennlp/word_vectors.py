@@ -19,7 +19,7 @@ def vectors_source(file: str) -> Tuple[str, Optional[Dict[str, str]]]:
     sha256 of each file that was looked through for the words that they have; None if unknown."""
     try:
         about = json.loads(Path(file.removesuffix(".txt.gz") + ".json").read_text(encoding="utf-8"))
-        return f"{about['name']} ({about['note']})", about["data"]
+        return f"{about['name']} ({about['note']})", about.get("data")
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return f"{file}, not prepared by scripts/vectors.py", None
 
