@@ -193,7 +193,7 @@ def pool(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See `operator.pool`."""
     gates = gates.contiguous()
-    c0 = None if c0 is None else c0.contiguous()
+    c0, lengths = (None if v is None else v.contiguous() for v in (c0, lengths))
     options = (lengths, seed, pooling, direction, zoneout, shift)
     grid, drop, (T, B, D, H) = _pool_grid((gates, c0), *options)
     states = grid.states("pool_summarise", drop, gates, start=c0, backward=False)
@@ -220,7 +220,9 @@ def pool_backward(
 ) -> tuple[Tensor, Tensor]:
     """See `operator.pool_backward`."""
     grad_h, gates, cells = grad_h.contiguous(), gates.contiguous(), cells.contiguous()
-    grad_c_n, c0 = (None if v is None else v.contiguous() for v in (grad_c_n, c0))
+    grad_c_n, c0, lengths = (
+        None if v is None else v.contiguous() for v in (grad_c_n, c0, lengths)
+    )
     inputs = (gates, c0, cells, grad_h, grad_c_n)
     options = (lengths, seed, pooling, direction, zoneout, shift)
     grid, drop, (_, B, D, H) = _pool_grid(inputs, *options)

@@ -97,7 +97,7 @@ def test_the_kernels_are_the_reference(cuda, dtype, direction, pooling, with_len
     c0, lengths = torch.randn(D, B, H).to(dtype), None
     grad_h, grad_c_n = torch.randn(T, B, D * H).to(dtype), torch.randn(D, B, H).to(dtype)
     if with_lengths:
-        lengths = torch.tensor([T, 0, T // 2])
+        lengths = torch.tensor([[T, 9], [0, 9], [T // 2, 9]])[:, 0]  # not contiguous
         padding = (torch.arange(T)[:, None] >= lengths)[:, :, None]
         gates, grad_h = (v.masked_fill(padding, torch.nan) for v in (gates, grad_h))
     seed = torch.tensor(2**62 + 12345)
