@@ -4,8 +4,8 @@
 // A thread owns one channel (or one pair of 16-bit channels) of one sequence in one direction, a
 // "column", and walks its steps. Its neighbours own the neighbouring channels, so that every access
 // of a warp is one contiguous row. UNROLL steps are loaded before any is used, to keep that many
-// loads in flight. Addresses are not computed but advanced: 64-bit products at every access would
-// cost more than the arithmetic.
+// loads in flight; without `fence` the assembler would move loads down to their uses. Addresses are
+// not computed but advanced: 64-bit products at every access would cost more than the arithmetic.
 //
 // Where columns are too few to fill the GPU, time is cut into chunks: `summarise` finds what a chunk
 // does to the state (c -> factor * c + addend), `carry` runs over the chunks, and the main kernel
@@ -35,6 +35,12 @@ __device__ inline unsigned short float_to_half(float x) {
 }
 __device__ inline unsigned float_bits(float x) { return __float_as_uint(x); }
 __device__ inline float bits_float(unsigned x) { return __uint_as_float(x); }
+// A barrier of those threads of the warp that are here, which no load is moved across.
+__device__ inline void fence() {
+  unsigned here;
+  asm volatile("activemask.b32 %0;" : "=r"(here));
+  asm volatile("bar.warp.sync %0;" ::"r"(here) : "memory");
+}
 #endif
 
 __device__ inline float load(const float* p) { return *p; }
@@ -56,7 +62,8 @@ __device__ inline void store(bfloat16* p, float x) {
 
 // Two neighbouring channels of 16 bits, loaded and stored as one: half the accesses, of 128 bytes a
 // warp. Kernels for pairs are told half the H, and do all their arithmetic in two floats.
-template <typename T> struct alignas(4) pair { T first, second; };
+// One word: a struct's parts would be taken apart, and so waited for, right after the load.
+template <typename T> struct pair { unsigned bits; };
 
 struct alignas(8) floats {
   float first, second;
@@ -76,15 +83,17 @@ __device__ inline floats operator*(floats a, floats b) {
 __device__ inline void operator+=(floats& a, floats b) { a = a + b; }
 __device__ inline void operator*=(floats& a, floats b) { a = a * b; }
 
-template <typename T> __device__ inline floats load(const pair<T>* p) {
-  pair<T> both = *p;
-  return floats(load(&both.first), load(&both.second));
+__device__ inline floats load(const pair<half16>* p) {
+  return floats(half_to_float((unsigned short)p->bits), half_to_float(p->bits >> 16));
+}
+__device__ inline floats load(const pair<bfloat16>* p) {
+  return floats(bits_float(p->bits << 16), bits_float(p->bits & 0xffff0000u));
 }
 template <typename T> __device__ inline void store(pair<T>* p, floats x) {
-  pair<T> both;
-  store(&both.first, x.first);
-  store(&both.second, x.second);
-  *p = both;
+  T first, second;
+  store(&first, x.first);
+  store(&second, x.second);
+  p->bits = first.bits | (unsigned)second.bits << 16;
 }
 
 template <typename T> struct wide { typedef float type; };
@@ -248,6 +257,7 @@ __global__ void pool_summarise(Shape shape, Zoneout zoneout, const T* gates,
         gate[u].read(gates, shape.H);
         gates += step * G;
       }
+    fence();
     for (int u = 0; u < UNROLL; ++u)
       if (u < count) {
         gate[u].activate(zoneout, seed, place);
@@ -280,6 +290,7 @@ __global__ void carry(Shape shape, i64 chunks, const T* start, typename wide<T>:
         factor[u] = factors[u * step];
         addend[u] = addends[u * step];
       }
+    fence();
     for (int u = 0; u < UNROLL; ++u)
       if (u < count) {
         addends[u * step] = state;
@@ -310,6 +321,7 @@ __global__ void pool_forward(Shape shape, Zoneout zoneout, const T* gates, const
         gate[u].read(gates, shape.H);
         gates += step * G;
       }
+    fence();
     for (int u = 0; u < UNROLL; ++u)
       if (u < count) {
         gate[u].activate(zoneout, seed, place);
@@ -353,6 +365,7 @@ __global__ void pool_backward_summarise(Shape shape, Zoneout zoneout, const T* g
         gates += step * G;
         grad_h += step;
       }
+    fence();
     for (int u = 0; u < UNROLL; ++u)
       if (u < count) {
         gate[u].activate(zoneout, seed, place);
@@ -403,6 +416,7 @@ __global__ void pool_backward(Shape shape, Zoneout zoneout, const T* gates, cons
         cells += step;
         earlier[u] = u < inside ? *cells : first;
       }
+    fence();
     for (int u = 0; u < UNROLL; ++u)
       if (u < count) {
         gate[u].activate(zoneout, seed, place);
@@ -457,6 +471,7 @@ __global__ void recurrence_summarise(Shape shape, const T* f, const T* x,
         f += step;
         x += step;
       }
+    fence();
     for (int u = 0; u < UNROLL; ++u)
       if (u < count) {
         A own = load(&factors[u]);
@@ -493,6 +508,7 @@ __global__ void recurrence(Shape shape, const T* f, const T* x, const T* h0,
         f += step;
         x += step;
       }
+    fence();
     for (int u = 0; u < UNROLL; ++u)
       if (u < count) {
         state = load(&factors[u]) * state + load(&addends[u]);
@@ -526,6 +542,7 @@ __global__ void recurrence_backward_summarise(Shape shape, const T* f, const T* 
         f += step;
         grad_h += step;
       }
+    fence();
     for (int u = 0; u < UNROLL; ++u)
       if (u < count) {
         A own = load(&factors[u]);
@@ -569,6 +586,7 @@ __global__ void recurrence_backward(Shape shape, const T* f, const T* h0, const 
         h += step;
         earlier[u] = u < inside ? *h : first;
       }
+    fence();
     for (int u = 0; u < UNROLL; ++u)
       if (u < count) {
         g += load(&grads[u]);

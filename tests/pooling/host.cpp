@@ -19,6 +19,7 @@ static unsigned short float_to_half(float x) {
   return bits;
 }
 static unsigned float_bits(float x) { unsigned b; std::memcpy(&b, &x, 4); return b; }
+static void fence() {}
 static float bits_float(unsigned b) { float x; std::memcpy(&x, &b, 4); return x; }
 
 #define __expf(x) expf(x)
