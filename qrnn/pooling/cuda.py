@@ -220,9 +220,7 @@ def pool_backward(
 ) -> tuple[Tensor, Tensor]:
     """See `operator.pool_backward`."""
     grad_h, gates, cells = grad_h.contiguous(), gates.contiguous(), cells.contiguous()
-    grad_c_n, c0, lengths = (
-        None if v is None else v.contiguous() for v in (grad_c_n, c0, lengths)
-    )
+    grad_c_n, c0, lengths = (None if v is None else v.contiguous() for v in (grad_c_n, c0, lengths))
     inputs = (gates, c0, cells, grad_h, grad_c_n)
     options = (lengths, seed, pooling, direction, zoneout, shift)
     grid, drop, (_, B, D, H) = _pool_grid(inputs, *options)
