@@ -77,7 +77,7 @@ class Section:
     parts: Sequence[Part]
 
 
-def records(names: Iterable[str]) -> Iterator[Link]:
+def links(names: Iterable[str]) -> Iterator[Link]:
     """A link to each record; a further seed of the same row is named by its number alone."""
     before = None
     for name in names:
@@ -112,8 +112,8 @@ def _markdown(part: Part, base: str) -> str:
 
 
 def _credit(caption: str, names: Sequence[str], base: str) -> str:
-    links = ", ".join(_inline(link, base) for link in records(names))
-    return f"{_plain(caption)} ({links})" if links else _plain(caption)
+    told = ", ".join(_inline(link, base) for link in links(names))
+    return f"{_plain(caption)} ({told})" if told else _plain(caption)
 
 
 def _cell(cell: str | Line, base: str) -> str:
@@ -143,9 +143,9 @@ def _plain(text: str) -> str:
 
 def page(title: str, opening: Sequence[Part], sections: Sequence[Section]) -> str:
     """A whole page: styles and plots are in it, and it has no scripts."""
-    links = "".join(f'<li><a href="#{s.name}">{html.escape(s.title)}</a></li>' for s in sections)
+    places = "".join(f'<li><a href="#{s.name}">{html.escape(s.title)}</a></li>' for s in sections)
     body = [f"<h1>{html.escape(title)}</h1>", *map(_html, opening)]
-    body.append(f'<nav aria-label="Sections"><ul>{links}</ul></nav>')
+    body.append(f'<nav aria-label="Sections"><ul>{places}</ul></nav>')
     for section in sections:
         body.append(f'<section id="{section.name}">\n<h2>{html.escape(section.title)}</h2>')
         body += [*_figures_together(section.parts), "</section>"]
@@ -211,8 +211,8 @@ def _cells(row: Sequence[str | Line]) -> Iterator[str]:
 
 
 def _credits(caption: str, names: Sequence[str]) -> str:
-    links = ", ".join(map(_span, records(names)))
-    return f"{html.escape(caption)} <small>({links})</small>" if links else html.escape(caption)
+    told = ", ".join(map(_span, links(names)))
+    return f"{html.escape(caption)} <small>({told})</small>" if told else html.escape(caption)
 
 
 def _span(piece: Piece) -> str:

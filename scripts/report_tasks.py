@@ -6,8 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import report_plots
-from report_page import Figure, Line, Mark, Paragraph, Part, Section, Table
-from report_page import records as links
+from report_page import Figure, Line, Mark, Paragraph, Part, Section, Table, links
 
 Record = dict[str, Any]
 Records = Mapping[str, Record]
