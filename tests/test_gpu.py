@@ -143,7 +143,7 @@ def check_operator(
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("direction", DIRECTIONS)
 @pytest.mark.parametrize("pooling", GATES)
-@pytest.mark.parametrize("T", [0, 1, 7, 64, 300])  # 300: in chunks
+@pytest.mark.parametrize("T", [0, 1, 7, 64, 300])  # 300: tiles have blocks of their own
 def test_the_operator(dtype: torch.dtype, direction: str, pooling: str, T: int) -> None:
     check_operator(dtype, direction, pooling, T, B=5, H=40)
 
@@ -151,12 +151,14 @@ def test_the_operator(dtype: torch.dtype, direction: str, pooling: str, T: int) 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("direction", DIRECTIONS)
 @pytest.mark.parametrize("pooling", GATES)
-@pytest.mark.parametrize(("T", "blocks"), [(20, cuda.PAIRS_FROM), (300, 1)])  # 300: in chunks
+@pytest.mark.parametrize(("T", "relayed"), [(20, False), (300, True)])
 def test_the_operator_on_pairs_of_channels(
-    dtype: torch.dtype, direction: str, pooling: str, T: int, blocks: int
+    dtype: torch.dtype, direction: str, pooling: str, T: int, relayed: bool
 ) -> None:
-    H = blocks * cuda.BLOCK * torch.cuda.get_device_properties(0).multi_processor_count // 2
-    assert cuda._Grid([random(1, dtype=dtype)], T, 2, 1, H, None, False).type.startswith("pair")
+    processors = torch.cuda.get_device_properties(0).multi_processor_count
+    H = cuda.LANES * processors * (1 if relayed else 16) // 2
+    grid = cuda._Grid("pool_backward", [random(1, dtype=dtype)], T, 2, 1, H, None, False)
+    assert grid.template.startswith("pair") and grid.plan.relayed == relayed
     check_operator(dtype, direction, pooling, T, B=2, H=H)
 
 
@@ -450,11 +452,13 @@ def test_distributed_data_parallel(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 SANITIZED = """
+import sys
 import torch
 from qrnn.functional import linear_recurrence, pool
-for dtype in (torch.float32, torch.bfloat16):
-    for T in (5, 200):
-        for pooling, G in (("f", 2), ("fo", 3), ("ifo", 4)):
+whole = sys.argv[1] == "memcheck"
+for dtype in (torch.float32, torch.bfloat16) if whole else (torch.float32,):
+    for T in (5, 200) if whole else (200,):
+        for pooling, G in (("f", 2), ("fo", 3), ("ifo", 4)) if whole else (("fo", 3),):
             lengths = torch.tensor([T, 0, T // 2], device="cuda")
             gates = torch.randn(T, 3, 2 * G * 43, device="cuda", dtype=dtype, requires_grad=True)
             options = {"lengths": lengths, "direction": "both", "zoneout": 0.2, "training": True}
@@ -466,15 +470,18 @@ torch.cuda.synchronize()
 """
 
 
-def test_compute_sanitizer() -> None:
-    """Of its tools memcheck: racecheck looks at shared memory only, and the kernels use none."""
+@pytest.mark.parametrize("tool", ["memcheck", "racecheck", "synccheck"])
+def test_compute_sanitizer(tool: str) -> None:
     sanitizer = shutil.which("compute-sanitizer")
     if sanitizer is None:
         pytest.skip("no compute-sanitizer")
     # libraries try calls to find out what there is: such errors are none
-    options = ["--report-api-errors", "no", "--error-exitcode", "17"]
+    options = ["--tool", tool, "--error-exitcode", "17"]
+    if tool == "memcheck":
+        options += ["--report-api-errors", "no"]
     # `timeout` ends what the sanitizer has started as well
     command = ["timeout", "-s", "KILL", "200", sanitizer, *options, sys.executable, "-c", SANITIZED]
+    command.append(tool)
     # its cache hides where torch's memory ends
     environment = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1", "PYTHONPATH": str(ROOT)}
     run = subprocess.run(

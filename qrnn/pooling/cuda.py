@@ -24,21 +24,23 @@ TYPES = {
     torch.bfloat16: "bfloat16",
 }
 OLDEST_CUPY = 13
-POOLS = ("pool_summarise", "pool_forward", "pool_backward_summarise", "pool_backward")
-SCANS = (
-    *("carry", "recurrence_summarise", "recurrence"),
-    *("recurrence_backward_summarise", "recurrence_backward"),
-)
-BLOCK = 64  # threads; small, so that few columns still reach many multiprocessors
-COLUMNS_PER_SM = 512  # with this many, one multiprocessor has enough loads in flight
-LEAST_CHUNK = 64  # steps, a multiple of UNROLL
-FEWEST_CHUNKS = 4  # fewer do not make up for reading the input twice
-MOST_CHUNKS = 65_535  # CUDA's limit on a grid's second dimension
-PAIRS_FROM = 2  # blocks per multiprocessor: with fewer, one channel a thread is more parallel
-UNROLL = 8  # as in pooling.cu
+LANES, SLICES = 32, 8  # as in pooling.cu: columns and warps of a block
+WARPS = {  # that fill a multiprocessor: as many as pooling.cu's BOUNDS leave registers for
+    "pool_forward": 24,
+    "pool_backward": 16,
+    "recurrence": 32,
+    "recurrence_backward": 24,
+}
+PAIRS_FROM = 16  # warps per multiprocessor: with fewer, one channel a lane is more parallel
+FEWEST_TILES = 4  # fewer do not make up for what it costs to hand the state on between blocks
+# Tiles after which a block hands its state on: as many steps (of LANES columns) as the memory moves
+# meanwhile, but no more than Relay looks at.
+WINDOW_STEPS, MOST_WINDOW = 12_000, 16
 
 SHAPE = np.dtype(
-    [(name, np.int64) for name in ("T", "B", "D", "H", "chunk", "lengths")]
+    [(name, np.int64) for name in ("T", "B", "D", "H", "columns")]
+    + [(name, np.int32) for name in ("groups", "tiles", "window")]
+    + [("lengths", np.int64)]
     + [(name, np.int32) for name in ("reverse", "shift")],
     align=True,
 )
@@ -50,16 +52,12 @@ if int(cupy.__version__.split(".")[0]) < OLDEST_CUPY:
 
 
 @cache
-def _module(template: str) -> Any:
-    """The kernels of one choice of template arguments: no more is compiled than is used."""
-    kernels = [f"{name}<{template}>" for name in (POOLS if "," in template else SCANS)]
-    source = Path(__file__).with_name("pooling.cu").read_text(encoding="utf-8")
-    return cupy.RawModule(code=source, options=("--std=c++17",), name_expressions=kernels)
-
-
-@cache
 def _function(kernel: str, template: str) -> Any:
-    return _module(template).get_function(f"{kernel}<{template}>")
+    """One kernel with one choice of template arguments: no more is compiled than is used."""
+    name = f"{kernel}<{template}>"
+    source = Path(__file__).with_name("pooling.cu").read_text(encoding="utf-8")
+    module = cupy.RawModule(code=source, options=("--std=c++17",), name_expressions=[name])
+    return module.get_function(name)
 
 
 @cache
@@ -74,11 +72,11 @@ class _Stream(NamedTuple):
 
 
 def _launch(
-    kernel: str, template: str, like: Tensor, grid: tuple[int, int], arguments: Sequence[Any]
+    kernel: str, template: str, like: Tensor, blocks: int, warps: int, arguments: Sequence[Any]
 ) -> None:
     with torch.cuda.device(like.device):
         stream = _Stream(torch.cuda.current_stream().cuda_stream)
-        _function(kernel, template)(grid, (BLOCK,), arguments, stream=stream)
+        _function(kernel, template)((blocks,), (LANES, warps), arguments, stream=stream)
 
 
 @lru_cache(maxsize=1024)  # NumPy takes longer to make these than the GPU for a short scan
@@ -90,15 +88,44 @@ def _pointer(x: Tensor | None) -> np.uint64:
     return np.uint64(0 if x is None else x.data_ptr())
 
 
-class _Grid:
-    """The columns and chunks of one call, and what the kernels are told about its shape.
+class _Plan(NamedTuple):
+    """How the columns and the steps of one launch are divided."""
 
-    A thread owns a channel, or, of `inputs` in 16 bits, a pair of channels; `more` are the template
+    columns: int
+    parts: int  # of 32 bits that a column's state has
+    groups: int  # of LANES columns
+    slices: int  # of a tile: the warps of a block
+    tiles: int
+    relayed: bool  # each tile has a block of its own
+    window: int  # tiles after which those hand the state on
+
+    @property
+    def blocks(self) -> int:
+        return self.groups * (self.tiles if self.relayed else 1)
+
+
+@lru_cache(maxsize=1024)
+def _plan(kernel: str, double: bool, parts: int, T: int, columns: int, processors: int) -> _Plan:
+    groups, unroll = -(-columns // LANES), 8 // parts  # unroll: as in pooling.cu
+    warps = processors * min(WARPS[kernel], 16 if double else 64)
+    fit = warps // max(groups, 1)  # of them for each group
+    slices = max(1, min(fit, SLICES, -(-T // unroll)))
+    tiles = -(-T // (slices * unroll))
+    relayed = fit >= 2 * SLICES and tiles >= FEWEST_TILES
+    window = min(-(-WINDOW_STEPS // max(groups * slices * unroll, 1)), MOST_WINDOW)
+    return _Plan(columns, parts, groups, slices, tiles, relayed, window)
+
+
+class _Grid:
+    """What one launch takes.
+
+    A lane owns a channel, or, of `inputs` in 16 bits, a pair of channels; `more` are the template
     arguments that follow the one that says so.
     """
 
     def __init__(
         self,
+        kernel: str,
         inputs: Sequence[Tensor | None],
         T: int,
         B: int,
@@ -110,53 +137,43 @@ class _Grid:
         more: str = "",
     ) -> None:
         assert inputs[0] is not None
-        self.like, self.channels, self.lengths = inputs[0], B * D * H, lengths
-        self.type = TYPES[self.like.dtype]
-        self._divide(T, self.channels)
+        self.kernel, self.like, self.lengths = kernel, inputs[0], lengths
+        kind, double = TYPES[self.like.dtype], self.like.itemsize == 8
+        processors = _multiprocessors(self.like.device)
+        plan = _plan(kernel, double, 1 + double, T, B * D * H, processors)
         if (
             self.like.itemsize == 2
             and H % 2 == 0
-            and self.blocks * self.chunks >= PAIRS_FROM * _multiprocessors(self.like.device)
+            and plan.blocks * plan.slices >= PAIRS_FROM * processors
             and all(v is None or v.data_ptr() % 4 == 0 for v in inputs)
         ):
-            H, self.type = H // 2, f"pair<{self.type}>"
-            self._divide(T, self.channels // 2)
-        self.template = self.type + more
+            H, kind = H // 2, f"pair<{kind}>"
+            plan = _plan(kernel, False, 2, T, B * D * H, processors)
+        self.plan, self.template = plan, f"{kind}{more}, {str(plan.relayed).lower()}"
         start = 0 if lengths is None else lengths.data_ptr()
-        self.shape = _struct(SHAPE, T, B, D, H, self.chunk, start, reverse, shift)
+        sizes = (T, B, D, H, plan.columns, plan.groups, plan.tiles, plan.window)
+        self.shape = _struct(SHAPE, *sizes, start, reverse, shift)
 
-    def _divide(self, T: int, columns: int) -> None:
-        wanted = _multiprocessors(self.like.device) * COLUMNS_PER_SM // max(columns, 1)
-        chunk = max(LEAST_CHUNK, -(-T // min(max(wanted, 1), MOST_CHUNKS)))
-        chunk += -chunk % UNROLL
-        self.chunks = -(-T // chunk)
-        if self.chunks < FEWEST_CHUNKS:
-            self.chunks, chunk = 1, max(T, 1)
-        self.chunk, self.blocks = chunk, -(-columns // BLOCK)
-
-    def run(self, kernel: str, *arguments: Any) -> None:
-        """Launches `kernel` on all columns and chunks."""
-        pointers = [_pointer(a) if a is None or isinstance(a, Tensor) else a for a in arguments]
-        if self.blocks:
-            grid = (self.blocks, self.chunks)
-            _launch(kernel, self.template, self.like, grid, [self.shape, *pointers])
-
-    def states(
-        self, kernel: str, *arguments: Any, start: Tensor | None, backward: bool
-    ) -> Tensor | None:
-        """The state at which each chunk starts, from `kernel` and `carry`; None for one chunk."""
-        if self.chunks == 1:
-            return None
-        wide = torch.float64 if self.like.dtype == torch.float64 else torch.float32
-        summary = self.like.new_empty((2, self.chunks, self.channels), dtype=wide)
-        self.run(kernel, *arguments, summary)
-        pointers = [np.int64(self.chunks), _pointer(start), _pointer(summary), np.int32(backward)]
-        if self.blocks:
-            _launch("carry", self.type, self.like, (self.blocks, 1), [self.shape, *pointers])
-        return summary[1]
+    def run(self, *arguments: Any) -> None:
+        """Launches the kernel, with these arguments after its Shape and the words of its Relay."""
+        plan, words = self.plan, None
+        if not plan.blocks:
+            return
+        if plan.relayed:
+            size = 2 * plan.tiles * plan.columns * plan.parts
+            words = self.like.new_zeros(size, dtype=torch.int64)
+        values = [
+            self.shape,
+            *(
+                _pointer(a) if a is None or isinstance(a, Tensor) else a
+                for a in (words, *arguments)
+            ),
+        ]
+        _launch(self.kernel, self.template, self.like, plan.blocks, plan.slices, values)
 
 
 def _pool_grid(
+    kernel: str,
     inputs: Sequence[Tensor | None],
     lengths: Tensor | None,
     seed: Tensor | None,
@@ -174,7 +191,7 @@ def _pool_grid(
     shape = (rows - abs(shift), B, D, N // (D * G))
     drawn = seed is not None
     more = f", {G}, {str(drawn).lower()}"
-    grid = _Grid(inputs, *shape, lengths, direction == "reverse", shift, more)
+    grid = _Grid(kernel, inputs, *shape, lengths, direction == "reverse", shift, more)
     threshold = int(np.ceil(zoneout * (1 << 24)))
     start = 0 if seed is None else seed.data_ptr()
     return grid, _struct(ZONEOUT, start, threshold, 1.0 if drawn else 1 - zoneout), shape
@@ -195,13 +212,12 @@ def pool(
     gates = gates.contiguous()
     c0, lengths = (None if v is None else v.contiguous() for v in (c0, lengths))
     options = (lengths, seed, pooling, direction, zoneout, shift)
-    grid, drop, (T, B, D, H) = _pool_grid((gates, c0), *options)
-    states = grid.states("pool_summarise", drop, gates, start=c0, backward=False)
+    grid, drop, (T, B, D, H) = _pool_grid("pool_forward", (gates, c0), *options)
     h, c_n = gates.new_empty(T, B, D * H), gates.new_empty(D, B, H)
     kept = keep_cells and pooling != "f"
     cells = gates.new_empty((T, B, D * H) if kept else (0,))
     stored = cells if kept else None
-    grid.run("pool_forward", drop, gates, c0, states, h, stored, c_n)
+    grid.run(drop, gates, c0, h, stored, c_n)
     return h, cells, c_n
 
 
@@ -223,12 +239,9 @@ def pool_backward(
     grad_c_n, c0, lengths = (None if v is None else v.contiguous() for v in (grad_c_n, c0, lengths))
     inputs = (gates, c0, cells, grad_h, grad_c_n)
     options = (lengths, seed, pooling, direction, zoneout, shift)
-    grid, drop, (_, B, D, H) = _pool_grid(inputs, *options)
-    states = grid.states(
-        "pool_backward_summarise", drop, gates, grad_h, start=grad_c_n, backward=True
-    )
+    grid, drop, (_, B, D, H) = _pool_grid("pool_backward", inputs, *options)
     grad_gates, grad_c0 = torch.empty_like(gates), gates.new_empty(D, B, H)
-    grid.run("pool_backward", drop, *inputs, states, grad_gates, grad_c0)
+    grid.run(drop, *inputs, grad_gates, grad_c0)
     return grad_gates, grad_c0
 
 
@@ -236,10 +249,9 @@ def linear_recurrence(f: Tensor, x: Tensor, h0: Tensor, reverse: bool) -> Tensor
     """See `functional.linear_recurrence`."""
     T, B, H = f.shape
     f, x, h0 = f.contiguous(), x.contiguous(), h0.contiguous()
-    grid = _Grid((f, x, h0), T, B, 1, H, None, reverse)
-    states = grid.states("recurrence_summarise", f, x, start=h0, backward=False)
+    grid = _Grid("recurrence", (f, x, h0), T, B, 1, H, None, reverse)
     h = torch.empty_like(f)
-    grid.run("recurrence", f, x, h0, states, h)
+    grid.run(f, x, h0, h)
     return h
 
 
@@ -249,8 +261,7 @@ def linear_recurrence_backward(
     """See `operator`: the gradients at f, x and h0."""
     T, B, H = f.shape
     grad_h, f, h0, h = (v.contiguous() for v in (grad_h, f, h0, h))
-    grid = _Grid((f, h0, h, grad_h), T, B, 1, H, None, reverse)
-    states = grid.states("recurrence_backward_summarise", f, grad_h, start=None, backward=True)
+    grid = _Grid("recurrence_backward", (f, h0, h, grad_h), T, B, 1, H, None, reverse)
     grad_f, grad_x, grad_h0 = torch.empty_like(f), torch.empty_like(f), torch.empty_like(h0)
-    grid.run("recurrence_backward", f, h0, h, grad_h, states, grad_f, grad_x, grad_h0)
+    grid.run(f, h0, h, grad_h, grad_f, grad_x, grad_h0)
     return grad_f, grad_x, grad_h0

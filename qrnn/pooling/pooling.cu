@@ -1,15 +1,17 @@
 // The pooling operator for CUDA, compiled at run time (NVRTC) by cuda.py, and by the tests for the
 // host: no header is needed, and nothing but the functions under "device" differs between the two.
 //
-// A thread owns one channel (or one pair of 16-bit channels) of one sequence in one direction, a
-// "column", and walks its steps. Its neighbours own the neighbouring channels, so that every access
-// of a warp is one contiguous row. UNROLL steps are loaded before any is used, to keep that many
-// loads in flight; without `fence` the assembler would move loads down to their uses. Addresses are
-// not computed but advanced: 64-bit products at every access would cost more than the arithmetic.
+// A lane of a warp owns one channel (or one pair of 16-bit channels) of one sequence in one
+// direction, a "column"; its neighbours own the neighbouring channels, so that every access of a
+// warp is one contiguous row. A block is a group of LANES columns and up to SLICES warps. Each warp
+// takes a slice of unroll() steps; the slices of a block are a tile. A warp loads its slice whole,
+// to keep that many loads in flight (without `fence` the assembler would move loads down to their
+// uses), and finds what it does to the state, c -> factor * c + addend. The block hands the state
+// through its slices in shared memory, and every warp finishes its slice from its own state: all is
+// read once.
 //
-// Where columns are too few to fill the GPU, time is cut into chunks: `summarise` finds what a chunk
-// does to the state (c -> factor * c + addend), `carry` runs over the chunks, and the main kernel
-// then starts every chunk from its own state. With one chunk the main kernel does it all.
+// With columns enough to fill the GPU a block walks over all tiles of its group. With fewer, each
+// tile has a block of its own, and `Relay` hands the state on between blocks.
 //
 // Layout: gates (T + |shift|, B, D, G, H) in the order z, f, o, i; h and cells (T, B, D, H);
 // c (D, B, H).
@@ -35,11 +37,26 @@ __device__ inline unsigned short float_to_half(float x) {
 }
 __device__ inline unsigned float_bits(float x) { return __float_as_uint(x); }
 __device__ inline float bits_float(unsigned x) { return __uint_as_float(x); }
-// A barrier of those threads of the warp that are here, which no load is moved across.
-__device__ inline void fence() {
-  unsigned here;
-  asm volatile("activemask.b32 %0;" : "=r"(here));
-  asm volatile("bar.warp.sync %0;" ::"r"(here) : "memory");
+__device__ inline i64 double_bits(double x) { return __double_as_longlong(x); }
+__device__ inline double bits_double(i64 x) { return __longlong_as_double(x); }
+// A barrier of the warp alone, which loads stay before. It gives 0, but the compiler does not know:
+// what is made of `after(zero, x)` stays behind.
+__device__ inline unsigned fence() {
+  unsigned zero;
+  asm volatile(
+      "{ .reg .pred never; setp.gt.u32 never, %1, 31; bar.red.popc.u32 %0, %2, 32, never; }"
+      : "=r"(zero)
+      : "r"(threadIdx.x), "r"(threadIdx.y + 1)
+      : "memory");
+  return zero;
+}
+// A multiprocessor is to hold at least so many blocks of the largest size.
+#define BOUNDS(T, blocks) __launch_bounds__(LANES * SLICES, sizeof(T) == 8 ? 2 : blocks)
+__device__ inline void barrier() { __syncthreads(); }
+__device__ inline void idle() {}
+template <typename T, int N> __device__ inline T* shared() {
+  __shared__ T memory[N];
+  return memory;
 }
 #endif
 
@@ -96,6 +113,20 @@ template <typename T> __device__ inline void store(pair<T>* p, floats x) {
   p->bits = first.bits | (unsigned)second.bits << 16;
 }
 
+// x itself, see fence()
+template <typename T> __device__ inline const T* after(unsigned zero, T& x) {
+  x.bits |= zero;
+  return &x;
+}
+__device__ inline const float* after(unsigned zero, float& x) {
+  x = bits_float(float_bits(x) | zero);
+  return &x;
+}
+__device__ inline const double* after(unsigned zero, double& x) {
+  x = bits_double(double_bits(x) | zero);
+  return &x;
+}
+
 template <typename T> struct wide { typedef float type; };
 template <> struct wide<double> { typedef double type; };
 template <typename T> struct wide<pair<T>> { typedef floats type; };
@@ -134,7 +165,9 @@ __device__ inline void draw(floats& alive, u64 seed, u64 n, u64 threshold) {
 
 struct Shape {
   i64 T, B, D, H;
-  i64 chunk;           // steps of a chunk; chunks are blockIdx.y
+  i64 columns;         // B * D * H
+  int groups, tiles;   // of columns, and of steps
+  int window;          // tiles after which a state is handed on, see Relay
   const i64* lengths;  // (B,), or null for T
   int reverse;         // of the only direction; with D = 2 the second one runs in reverse
   int shift;           // rows of gates by which the second direction's are later, see operator.py
@@ -146,457 +179,475 @@ struct Zoneout {
   double keep;      // factor of the update gate when not drawn
 };
 
+const int LANES = 32, SLICES = 8;  // columns, and at most so many warps, of a block
+
+// Steps of a slice: 32 bytes of state for each value that is kept of them.
+template <typename T> __device__ constexpr int unroll() {
+  return 32 / sizeof(typename wide<T>::type);
+}
+
 // 64-bit division is slow, and rarely needed.
 __device__ inline i64 divide(i64 a, i64 b) {
   return (a | b) >> 32 ? a / b : (i64)((unsigned)a / (unsigned)b);
 }
 
 struct Column {
-  i64 n, b, d, h, length, row0, stride, columns;
-  i64 first, beside;  // the row of gates of step 0, and how many rows are not of any step
-  bool backwards;
+  int tile;       // the block's first
+  i64 n, length;  // the column's place in a step's elements, and its steps
+  int b, d;
+  bool exists, backwards;
 
   __device__ Column(const Shape& s) {
-    n = (i64)blockIdx.x * blockDim.x + threadIdx.x;
-    row0 = divide(n, s.H);  // b * D + d
-    h = n - row0 * s.H;
-    b = s.D == 1 ? row0 : row0 >> 1;
-    d = row0 - b * s.D;
+    tile = (int)blockIdx.x / s.groups;
+    n = (i64)((int)blockIdx.x % s.groups) * LANES + threadIdx.x;
+    exists = n < s.columns;
+    i64 row = divide(n, s.H);  // b * D + d
+    b = s.D == 1 ? row : row >> 1;
+    d = row - b * s.D;
     backwards = s.reverse || d == 1;
-    stride = s.B * s.D;
-    columns = stride * s.H;
-    first = d == 1 ? (s.shift > 0 ? s.shift : 0) : (s.shift < 0 ? -s.shift : 0);
-    beside = s.shift < 0 ? -s.shift : s.shift;
-    length = s.T;
-    if (s.lengths && exists()) {
+    length = exists ? s.T : 0;
+    if (s.lengths && exists) {
       length = s.lengths[b];
       length = length < 0 ? 0 : length > s.T ? s.T : length;
     }
   }
-  __device__ bool exists() const { return n < columns; }
-  // where in (T, B, D, H) the column's step `s` is, counted in its own direction; one step on; and
-  // where an element of (T, B, D, H) has its first gate in (T + |shift|, B, D, G, H)
-  __device__ i64 place(i64 s) const {
-    return (backwards ? length - 1 - s : s) * columns + n;
+  // where in (T, B, D, H) the column's step t is, counted in its own direction, and one step on
+  __device__ i64 place(const Shape& s, i64 t) const {
+    return (backwards ? length - 1 - t : t) * s.columns + n;
   }
-  __device__ i64 step() const { return backwards ? -columns : columns; }
-  __device__ i64 gates(i64 place, int G) const { return (place + first * columns - h) * G + h; }
-  __device__ i64 state(const Shape& s) const { return (d * s.B + b) * s.H + h; }
+  __device__ i64 step(const Shape& s) const { return backwards ? -s.columns : s.columns; }
+  // the rows of gates before step 0, and all that are not of any step
+  __device__ int first(const Shape& s) const {
+    return d ? (s.shift > 0 ? s.shift : 0) : (s.shift < 0 ? -s.shift : 0);
+  }
+  // in (T + |shift|, B, D, G, H), an element at `place` of (T, B, D, H) has its first gate at
+  // place * G + this
+  __device__ i64 gates(const Shape& s, int G) const {
+    i64 h = n - ((i64)b * s.D + d) * s.H;
+    return (first(s) * s.columns - h) * G + h;
+  }
+  __device__ i64 state(const Shape& s) const { return n + (d * (s.B - 1) - b * (s.D - 1)) * s.H; }
 };
 
-// Steps begin..end of this block's chunk, those of the column's own length only.
-struct Chunk {
-  i64 begin, end, steps, padding_begin, padding_end;
-  __device__ Chunk(const Shape& s, const Column& column) {
-    begin = (i64)blockIdx.y * s.chunk;
-    padding_end = begin + s.chunk < s.T ? begin + s.chunk : s.T;
-    end = padding_end < column.length ? padding_end : column.length;
-    steps = end > begin ? end - begin : 0;
-    padding_begin = begin > column.length ? begin : column.length;
+// This warp's steps of a tile: `count` of the column's own length, the first of them at `place`.
+template <int U> struct Slice {
+  const Shape& shape;
+  const Column& column;
+  i64 begin, place;
+  int count, tile_steps;
+
+  // Of the first tile to be processed; backward begins with the last steps.
+  __device__ Slice(const Shape& shape, const Column& column, bool backward)
+      : shape(shape), column(column), tile_steps(blockDim.y * U) {
+    int tile = column.tile, warp = threadIdx.y;
+    if (backward) tile = shape.tiles - 1 - tile, warp = blockDim.y - 1 - warp;
+    begin = (i64)tile * tile_steps + warp * U;
+    place = column.place(shape, begin);
+    if (backward) tile_steps = -tile_steps;
+    measure();
   }
-  // the chunk after which the column is done; the first one when it has no steps at all
-  __device__ bool last(const Column& column) const {
-    return column.length ? begin < column.length && end == column.length : begin == 0;
+  __device__ void measure() {
+    i64 left = column.length - begin;
+    count = left < 0 ? 0 : left < U ? (int)left : U;
+  }
+  __device__ void next() {
+    begin += tile_steps;
+    place += tile_steps * column.step(shape);
+    measure();
+  }
+  // Calls body(k) for each step. Nearly all slices are whole: those do without the comparisons.
+  template <typename Body> __device__ void each(Body body) const {
+    if (count == U)
+      for (int k = 0; k < U; ++k) body(k);
+    else
+      for (int k = 0; k < U; ++k)
+        if (k < count) body(k);
+  }
+  template <typename Body> __device__ void each_backwards(Body body) const {
+    if (count == U)
+      for (int k = U - 1; k >= 0; --k) body(k);
+    else
+      for (int k = U - 1; k >= 0; --k)
+        if (k < count) body(k);
+  }
+  // Calls body(place) for those that are padding.
+  template <typename Body> __device__ void padding(Body body) const {
+    if (count == U || !column.exists) return;
+    i64 end = begin + U < shape.T ? begin + U : shape.T;
+#pragma unroll 1
+    for (i64 t = begin + count; t < end; ++t) body(t * shape.columns + column.n);
   }
 };
 
-// ---- one step; DRAWN: zoneout is drawn at random
+// ---- the state on its way through slices and tiles
+
+template <typename A> struct Map {  // c -> factor * c + addend
+  A factor, addend;
+  __device__ A of(A c) const { return factor * c + addend; }
+  __device__ void then(const Map& next) {
+    addend = next.of(addend);
+    factor *= next.factor;
+  }
+  // the same where the addend comes before the factor, as it does backwards
+  __device__ void add(const Map& next) {
+    addend = next.factor * (addend + next.addend);
+    factor *= next.factor;
+  }
+};
+template <typename A> __device__ inline Map<A> identity() { return {A(1), A(0)}; }
+
+// What a thread keeps for the time when it has its state. Where it waits for other blocks that is
+// in shared memory, so that more blocks find room on a multiprocessor.
+template <typename V, int N, bool SHARED> struct Kept {
+  V values[N];
+  __device__ V& operator[](int k) { return values[k]; }
+};
+template <typename V, int N> struct Kept<V, N, true> {
+  V* values;
+  __device__ Kept() : values(shared<V, N * LANES * SLICES>() + threadIdx.y * LANES + threadIdx.x) {}
+  __device__ V& operator[](int k) { return values[k * LANES * SLICES]; }
+};
+
+// Hands the state through a block's slices, and, where each tile has a block of its own (RELAYED),
+// through the blocks of a group. There each block makes known its tile's Map, and the last of every
+// `window` tiles the state after it; a block then knows its own state by the last window's and the
+// Maps since. It waits for blocks of a lower index only, and blocks start in the order of their
+// indices (CUB's scans rely on it too). What is combined with what does not depend on time, so that
+// results are reproducible.
+//
+// `words` (tiles, 2, columns, PARTS), zeroed before: each holds 32 bits of a value in its lower
+// half, and 1 in the upper half once they are there, so that no other order of memory is needed.
+// Null without RELAYED. Tiles count in the order of processing, for backward from the last steps.
+template <typename A, bool RELAYED> struct Relay {
+  static const int PARTS = sizeof(A) / 4, LOOKS = 2;  // LOOKS: window <= LOOKS * SLICES
+  union Bits {
+    A value;
+    unsigned parts[PARTS];
+    __device__ Bits() {}
+  };
+  const Shape& shape;
+  const Column& column;
+  u64* words;
+  int tile, end;
+  Map<A>* maps;
+
+  __device__ Relay(const Shape& shape, const Column& column, u64* words)
+      : shape(shape), column(column), words(words), tile(column.tile) {
+    end = RELAYED ? tile + 1 : shape.tiles;
+    maps = shared<Map<A>, 2 * SLICES * LANES>();
+  }
+
+  __device__ volatile u64* word(int tile, int slot) const {
+    return words + ((2ll * tile + slot) * shape.columns + column.n) * PARTS;
+  }
+  __device__ void publish(int slot, A value) const {
+    Bits bits;
+    bits.value = value;
+    for (int part = 0; part < PARTS; ++part)
+      word(tile, slot)[part] = (u64)1 << 32 | bits.parts[part];
+  }
+  // Reads a value that another block publishes: first a look, of which several can be in flight.
+  struct Look {
+    u64 seen[PARTS];
+    __device__ void start(volatile u64* word) {
+      for (int part = 0; part < PARTS; ++part) seen[part] = word[part];
+    }
+    __device__ A wait(volatile u64* word) {
+      Bits bits;
+      for (int part = 0; part < PARTS; ++part) {
+        while (!(seen[part] >> 32)) {
+          idle();
+          seen[part] = word[part];
+        }
+        bits.parts[part] = (unsigned)seen[part];
+      }
+      return bits.value;
+    }
+  };
+
+  // Everything below is called by all threads of a block.
+  __device__ Map<A>* put(int half, const Map<A>& map) const {
+    Map<A>* row = maps + half * SLICES * LANES + threadIdx.x;
+    row[threadIdx.y * LANES] = map;
+    barrier();
+    return row;
+  }
+
+  // The state before this block's tile. `row`: the Maps of its slices; start: before all tiles.
+  __device__ A arrive(const Map<A>* row, A start) const {
+    int since = tile % shape.window, known = tile - since;  // tiles after the last known state
+    bool leads = threadIdx.y == 0;
+    Map<A> seen = identity<A>();
+    if (column.exists) {
+      if (leads && since + 1 < shape.window) {
+        Map<A> whole = identity<A>();
+#pragma unroll 1
+        for (int y = 0; y < blockDim.y; ++y) whole.then(row[y * LANES]);
+        publish(0, whole.factor);
+        publish(1, whole.addend);
+      }
+      Look state, factors[LOOKS], addends[LOOKS];
+      if (leads && known) state.start(word(known - 1, 0));
+      int share = (shape.window + blockDim.y - 1) / blockDim.y;
+      int other = known + threadIdx.y * share, count = tile - other < share ? tile - other : share;
+      for (int k = 0; k < LOOKS; ++k)
+        if (k < count) {
+          factors[k].start(word(other + k, 0));
+          addends[k].start(word(other + k, 1));
+        }
+      for (int k = 0; k < LOOKS; ++k)
+        if (k < count)
+          seen.then({factors[k].wait(word(other + k, 0)), addends[k].wait(word(other + k, 1))});
+      if (leads && known) start = state.wait(word(known - 1, 0));
+    }
+    if (leads) seen.addend = seen.of(start);  // the state itself
+    const Map<A>* others = put(1, seen);
+    A state = others[0].addend;
+#pragma unroll 1
+    for (int y = 1; y < blockDim.y; ++y) state = others[y * LANES].of(state);
+    return state;
+  }
+
+  // The state before this warp's slice, which does `own` to it; `state` is that before the tile,
+  // and becomes that after it.
+  __device__ A pass(const Map<A>& own, A& state) const {
+    const Map<A>* row = put(RELAYED ? 0 : tile & 1, own);
+    if (RELAYED) state = arrive(row, state);
+    int y = 0;
+#pragma unroll 1
+    for (; y < threadIdx.y; ++y) state = row[y * LANES].of(state);
+    A before = state;
+#pragma unroll 1
+    for (; y < blockDim.y; ++y) state = row[y * LANES].of(state);
+    bool handed_on = RELAYED && (tile + 1) % shape.window == 0;
+    if (handed_on && threadIdx.y == 0 && column.exists) publish(0, state);
+    return before;
+  }
+  // whether this thread is the one to write what the last tile leaves
+  __device__ bool writes_last() const {
+    return threadIdx.y == 0 && column.exists && end == shape.tiles;
+  }
+};
+
+// ---- the pool; DRAWN: zoneout is drawn at random
 
 template <typename T, int G, bool DRAWN> struct Gates {
   typedef typename wide<T>::type A;
-  T pre[G];
+  T pre[G] = {};
   A z, f, alive, update, o, i;
 
   __device__ void read(const T* gates, i64 H) {
     for (int g = 0; g < G; ++g) pre[g] = gates[g * H];
   }
-  __device__ void activate(const Zoneout& zoneout, u64 seed, i64 place) {
-    z = hyperbolic<T>(load(&pre[0]));
-    f = sigmoid<T>(load(&pre[1]));
+  __device__ void activate(unsigned zero, const Zoneout& zoneout, u64 seed, i64 place) {
+    z = hyperbolic<T>(load(after(zero, pre[0])));
+    f = sigmoid<T>(load(after(zero, pre[1])));
     if (DRAWN)
       draw(alive, seed, (u64)place, zoneout.threshold);
     else
       alive = (A)zoneout.keep;
     update = alive * (A(1) - f);
-    if (G > 2) o = sigmoid<T>(load(&pre[G > 2 ? 2 : 0]));
-    i = G > 3 ? sigmoid<T>(load(&pre[G > 3 ? 3 : 0])) : update;
+    if (G > 2) o = sigmoid<T>(load(after(zero, pre[G > 2 ? 2 : 0])));
+    i = G > 3 ? sigmoid<T>(load(after(zero, pre[G > 3 ? 3 : 0]))) : update;
   }
 };
 
-const int UNROLL = 8;
-
-struct All {  // the number of steps in a whole block, known when compiling
-  __device__ constexpr operator int() const { return UNROLL; }
-};
-
-// Calls block(All()) for every UNROLL of `steps`, and block(rest) for what is left.
-template <typename Block> __device__ inline void in_blocks(i64 steps, Block block) {
-#pragma unroll 1
-  for (; steps >= UNROLL; steps -= UNROLL) block(All());
-  if (steps) block((int)steps);
-}
-
-// ---- forward
-
-// What each chunk does to a state, (2, chunks, columns): its factor and its addend.
-template <typename T, int G, bool DRAWN>
-__global__ void pool_summarise(Shape shape, Zoneout zoneout, const T* gates,
-                               typename wide<T>::type* summary) {
+template <typename T, int G, bool DRAWN, bool RELAYED>
+__global__ BOUNDS(T, 3) void pool_forward(Shape shape, u64* words, Zoneout zoneout, const T* gates,
+                                          const T* c0, T* h, T* cells, T* c_n) {
   typedef typename wide<T>::type A;
+  constexpr int U = unroll<T>();
   Column column(shape);
-  if (!column.exists()) return;
-  Chunk chunk(shape, column);
   u64 seed = DRAWN ? (u64)*zoneout.seed : 0;
-  i64 place = column.place(chunk.begin), step = column.step();
-  if (chunk.steps) gates += column.gates(place, G);
-  A factor = 1, addend = 0;
-  in_blocks(chunk.steps, [&](auto count) {
-    Gates<T, G, DRAWN> gate[UNROLL];
-    for (int u = 0; u < UNROLL; ++u)
-      if (u < count) {
-        gate[u].read(gates, shape.H);
-        gates += step * G;
-      }
-    fence();
-    for (int u = 0; u < UNROLL; ++u)
-      if (u < count) {
-        gate[u].activate(zoneout, seed, place);
-        A keep = A(1) - gate[u].update;
-        factor *= keep;
-        addend = keep * addend + gate[u].i * gate[u].z;
-        place += step;
-      }
-  });
-  i64 at = blockIdx.y * column.columns + column.n;
-  summary[at] = factor;
-  summary[gridDim.y * column.columns + at] = addend;
+  A state = c0 && column.exists ? load(c0 + column.state(shape)) : A(0);
+  i64 step = column.step(shape);
+  i64 first_gate = column.gates(shape, G);
+  Slice<U> slice(shape, column, false);
+  Relay<A, RELAYED> relay(shape, column, words);
+  for (; relay.tile < relay.end; ++relay.tile, slice.next()) {
+    Gates<T, G, DRAWN> gate[U];
+    const T* from = gates + (first_gate + slice.place * G);
+    slice.each([&](int k) {
+      gate[k].read(from, shape.H);
+      from += step * G;
+    });
+    unsigned zero = fence();
+    struct Step { Map<A> map; A o; };
+    Kept<Step, U, RELAYED> kept;
+    Map<A> whole = identity<A>();
+    for (int k = 0; k < U; ++k) {
+      gate[k].activate(zero, zoneout, seed, slice.place + k * step);
+      Map<A> map = {A(1) - gate[k].update, gate[k].i * gate[k].z};
+      if (k >= slice.count) map = identity<A>();
+      whole.then(map);
+      kept[k].map = map;
+      if (G > 2) kept[k].o = gate[k].o;
+    }
+    A c = relay.pass(whole, state);
+    i64 place = slice.place;
+    slice.each([&](int k) {
+      c = kept[k].map.of(c);
+      if (cells) store(cells + place, c);
+      store(h + place, G > 2 ? kept[k].o * c : c);
+      place += step;
+    });
+    slice.padding([&](i64 place) {
+      store(h + place, A(0));
+      if (cells) store(cells + place, A(0));
+    });
+  }
+  if (relay.writes_last()) store(c_n + column.state(shape), state);
 }
 
-// Turns addends into the state at the start of each chunk (forward: from the first to the last).
-template <typename T>
-__global__ void carry(Shape shape, i64 chunks, const T* start, typename wide<T>::type* summary,
-                      int from_last) {
+// The gradient at the cells is g_s = o_s grad_h_s + (1 - update_(s+1)) g_(s+1).
+template <typename T, int G, bool DRAWN, bool RELAYED>
+__global__ BOUNDS(T, 2) void pool_backward(Shape shape, u64* words, Zoneout zoneout, const T* gates,
+                                           const T* c0, const T* cells, const T* grad_h,
+                                           const T* grad_c_n, T* grad_gates, T* grad_c0) {
   typedef typename wide<T>::type A;
+  constexpr int U = unroll<T>();
   Column column(shape);
-  if (!column.exists()) return;
-  A state = start ? load(start + column.state(shape)) : A(0);
-  i64 step = from_last ? -column.columns : column.columns;
-  A* factors = summary + (from_last ? chunks - 1 : 0) * column.columns + column.n;
-  A* addends = factors + chunks * column.columns;
-  in_blocks(chunks, [&](auto count) {
-    A factor[UNROLL], addend[UNROLL];
-    for (int u = 0; u < UNROLL; ++u)
-      if (u < count) {
-        factor[u] = factors[u * step];
-        addend[u] = addends[u * step];
-      }
-    fence();
-    for (int u = 0; u < UNROLL; ++u)
-      if (u < count) {
-        addends[u * step] = state;
-        state = factor[u] * state + addend[u];
-      }
-    factors += UNROLL * step;
-    addends += UNROLL * step;
-  });
-}
-
-// `states` are the chunks' first cells as `carry` leaves them, or null for one chunk from c0.
-template <typename T, int G, bool DRAWN>
-__global__ void pool_forward(Shape shape, Zoneout zoneout, const T* gates, const T* c0,
-                             const typename wide<T>::type* states, T* h, T* cells, T* c_n) {
-  typedef typename wide<T>::type A;
-  Column column(shape);
-  if (!column.exists()) return;
-  Chunk chunk(shape, column);
   u64 seed = DRAWN ? (u64)*zoneout.seed : 0;
-  A c = states ? states[blockIdx.y * column.columns + column.n]
-               : c0 ? load(c0 + column.state(shape)) : A(0);
-  i64 place = column.place(chunk.begin), step = column.step();
-  if (chunk.steps) gates += column.gates(place, G);
-  in_blocks(chunk.steps, [&](auto count) {
-    Gates<T, G, DRAWN> gate[UNROLL];
-    for (int u = 0; u < UNROLL; ++u)
-      if (u < count) {
-        gate[u].read(gates, shape.H);
-        gates += step * G;
-      }
-    fence();
-    for (int u = 0; u < UNROLL; ++u)
-      if (u < count) {
-        gate[u].activate(zoneout, seed, place);
-        c = (A(1) - gate[u].update) * c + gate[u].i * gate[u].z;
-        if (cells) store(cells + place, c);
-        store(h + place, G > 2 ? gate[u].o * c : c);
-        place += step;
-      }
-  });
-  for (i64 t = chunk.padding_begin; t < chunk.padding_end; ++t) {
-    place = t * column.columns + column.n;
-    store(h + place, A(0));
-    if (cells) store(cells + place, A(0));
+  A state = grad_c_n && column.exists ? load(grad_c_n + column.state(shape)) : A(0);
+  i64 step = column.step(shape);
+  i64 first_gate = column.gates(shape, G);
+  auto zero_gates = [&](i64 place) {
+    for (int n = 0; n < G; ++n) store(grad_gates + (first_gate + place * G + n * shape.H), A(0));
+  };
+  Slice<U> slice(shape, column, true);
+  Relay<A, RELAYED> relay(shape, column, words);
+  for (; relay.tile < relay.end; ++relay.tile, slice.next()) {
+    Gates<T, G, DRAWN> gate[U];
+    T grads[U] = {}, c[U + 1] = {};  // the cells before and after each step
+    if (slice.count) {
+      if (slice.begin)
+        c[0] = cells[slice.place - step];
+      else if (c0)
+        c[0] = c0[column.state(shape)];
+    }
+    const T* from = gates + (first_gate + slice.place * G);
+    i64 place = slice.place;
+    slice.each([&](int k) {
+      gate[k].read(from, shape.H);
+      grads[k] = grad_h[place];
+      c[k + 1] = cells[place];
+      from += step * G;
+      place += step;
+    });
+    unsigned zero = fence();
+    struct Step { Map<A> map; A z, f, i; };  // of the gates' gradients: what g is multiplied with
+    Kept<Step, U, RELAYED> kept;
+    Map<A> whole = identity<A>();
+    T* to = grad_gates + (first_gate + slice.place * G);
+    for (int k = U - 1; k >= 0; --k) {
+      gate[k].activate(zero, zoneout, seed, slice.place + k * step);
+      A z = gate[k].z, f = gate[k].f, o = gate[k].o, i = gate[k].i;
+      A grad = load(after(zero, grads[k])), before = load(after(zero, c[k]));
+      kept[k].z = i * (A(1) - z * z);
+      kept[k].f = (G > 3 ? before : before - z) * gate[k].alive * f * (A(1) - f);
+      if (G > 3) kept[k].i = z * i * (A(1) - i);
+      if (G > 2 && k < slice.count)
+        store(to + k * step * G + 2 * shape.H, grad * load(&c[k + 1]) * o * (A(1) - o));
+      Map<A> map = {A(1) - gate[k].update, G > 2 ? o * grad : grad};
+      if (k >= slice.count) map = identity<A>();
+      whole.add(map);
+      kept[k].map = map;
+    }
+    A g = relay.pass(whole, state);
+    slice.each_backwards([&](int k) {
+      g += kept[k].map.addend;
+      T* out = to + k * step * G;
+      store(out, g * kept[k].z);
+      store(out + shape.H, g * kept[k].f);
+      if (G > 3) store(out + 3 * shape.H, g * kept[k].i);
+      g *= kept[k].map.factor;
+    });
+    slice.padding(zero_gates);
   }
-  if (chunk.last(column)) store(c_n + column.state(shape), c);
-}
-
-// ---- backward: the gradient at the cells, g_s = o_s grad_h_s + (1 - update_(s+1)) g_(s+1)
-
-template <typename T, int G, bool DRAWN>
-__global__ void pool_backward_summarise(Shape shape, Zoneout zoneout, const T* gates,
-                                        const T* grad_h, typename wide<T>::type* summary) {
-  typedef typename wide<T>::type A;
-  Column column(shape);
-  if (!column.exists()) return;
-  Chunk chunk(shape, column);
-  u64 seed = DRAWN ? (u64)*zoneout.seed : 0;
-  i64 place = column.place(chunk.end - 1), step = -column.step();
-  if (chunk.steps) {
-    gates += column.gates(place, G);
-    grad_h += place;
-  }
-  A factor = 1, addend = 0;
-  in_blocks(chunk.steps, [&](auto count) {
-    Gates<T, G, DRAWN> gate[UNROLL];
-    T grads[UNROLL];
-    for (int u = 0; u < UNROLL; ++u)
-      if (u < count) {
-        gate[u].read(gates, shape.H);
-        grads[u] = *grad_h;
-        gates += step * G;
-        grad_h += step;
-      }
-    fence();
-    for (int u = 0; u < UNROLL; ++u)
-      if (u < count) {
-        gate[u].activate(zoneout, seed, place);
-        A keep = A(1) - gate[u].update, grad = load(&grads[u]);
-        factor *= keep;
-        addend = keep * (addend + (G > 2 ? gate[u].o * grad : grad));
-        place += step;
-      }
-  });
-  i64 at = blockIdx.y * column.columns + column.n;
-  summary[at] = factor;
-  summary[gridDim.y * column.columns + at] = addend;
-}
-
-template <typename T, int G, bool DRAWN>
-__global__ void pool_backward(Shape shape, Zoneout zoneout, const T* gates, const T* c0,
-                              const T* cells, const T* grad_h, const T* grad_c_n,
-                              const typename wide<T>::type* states, T* grad_gates, T* grad_c0) {
-  typedef typename wide<T>::type A;
-  Column column(shape);
-  if (!column.exists()) return;
-  Chunk chunk(shape, column);
-  u64 seed = DRAWN ? (u64)*zoneout.seed : 0;
-  T first = c0 ? c0[column.state(shape)] : T();
-  A g = states ? states[blockIdx.y * column.columns + column.n]
-               : grad_c_n ? load(grad_c_n + column.state(shape)) : A(0);
-  i64 place = column.place(chunk.end - 1), step = -column.step();
-  i64 before = chunk.end - 1;  // steps before the one at `place`
-  T* out = grad_gates;
-  A c_here = 0;
-  if (chunk.steps) {
-    out += column.gates(place, G);
-    gates += column.gates(place, G);
-    grad_h += place;
-    cells += place;
-    c_here = load(cells);
-  }
-  in_blocks(chunk.steps, [&](auto count) {
-    Gates<T, G, DRAWN> gate[UNROLL];
-    T grads[UNROLL], earlier[UNROLL];  // the cell before each step
-    int inside = before < UNROLL ? (int)before : UNROLL;
-    for (int u = 0; u < UNROLL; ++u)
-      if (u < count) {
-        gate[u].read(gates, shape.H);
-        grads[u] = *grad_h;
-        gates += step * G;
-        grad_h += step;
-        cells += step;
-        earlier[u] = u < inside ? *cells : first;
-      }
-    fence();
-    for (int u = 0; u < UNROLL; ++u)
-      if (u < count) {
-        gate[u].activate(zoneout, seed, place);
-        A z = gate[u].z, f = gate[u].f, o = gate[u].o, i = gate[u].i;
-        A grad = load(&grads[u]), c_before = load(&earlier[u]);
-        g += G > 2 ? o * grad : grad;
-        store(out, g * i * (A(1) - z * z));
-        store(out + shape.H, g * (G > 3 ? c_before : c_before - z) * gate[u].alive * f * (A(1) - f));
-        if (G > 2) store(out + 2 * shape.H, grad * c_here * o * (A(1) - o));
-        if (G > 3) store(out + 3 * shape.H, g * z * i * (A(1) - i));
-        g *= A(1) - gate[u].update;
-        c_here = c_before;
-        out += step * G;
-        place += step;
-      }
-    before -= UNROLL;
-  });
-  for (i64 t = chunk.padding_begin; t < chunk.padding_end; ++t) {
-    out = grad_gates + column.gates(t * column.columns + column.n, G);
-    for (int k = 0; k < G; ++k) store(out + k * shape.H, A(0));
-  }
-  if (chunk.begin) return;
-  for (i64 row = 0; row < column.beside; ++row) {  // counted from step 0, as `gates` does
-    i64 t = row < column.first ? row - column.first : shape.T + row - column.first;
-    out = grad_gates + column.gates(t * column.columns + column.n, G);
-    for (int k = 0; k < G; ++k) store(out + k * shape.H, A(0));
-  }
-  store(grad_c0 + column.state(shape), g);
+  if (!relay.writes_last()) return;
+  int first = column.first(shape), beside = shape.shift < 0 ? -shape.shift : shape.shift;
+  for (int row = 0; row < beside; ++row)  // counted from step 0, as `gates` does
+    zero_gates((row < first ? row - first : shape.T + row - first) * shape.columns + column.n);
+  store(grad_c0 + column.state(shape), state);
 }
 
 // ---- linear_recurrence: h_s = f_s h_(s-1) + x_s, with D = 1 and no lengths
 
-template <typename T>
-__global__ void recurrence_summarise(Shape shape, const T* f, const T* x,
-                                     typename wide<T>::type* summary) {
+template <typename T, bool RELAYED>
+__global__ BOUNDS(T, 4) void recurrence(Shape shape, u64* words, const T* f, const T* x,
+                                        const T* h0, T* h) {
   typedef typename wide<T>::type A;
+  constexpr int U = unroll<T>();
   Column column(shape);
-  if (!column.exists()) return;
-  Chunk chunk(shape, column);
-  i64 place = column.place(chunk.begin), step = column.step();
-  if (chunk.steps) {
-    f += place;
-    x += place;
+  A state = column.exists ? load(h0 + column.state(shape)) : A(0);
+  i64 step = column.step(shape);
+  Slice<U> slice(shape, column, false);
+  Relay<A, RELAYED> relay(shape, column, words);
+  for (; relay.tile < relay.end; ++relay.tile, slice.next()) {
+    T factors[U] = {}, addends[U] = {};
+    i64 place = slice.place;
+    slice.each([&](int k) {
+      factors[k] = f[place];
+      addends[k] = x[place];
+      place += step;
+    });
+    unsigned zero = fence();
+    Kept<Map<A>, U, RELAYED> kept;
+    Map<A> whole = identity<A>();
+    for (int k = 0; k < U; ++k) {
+      Map<A> map = {load(after(zero, factors[k])), load(after(zero, addends[k]))};
+      if (k >= slice.count) map = identity<A>();
+      whole.then(map);
+      kept[k] = map;
+    }
+    A value = relay.pass(whole, state);
+    place = slice.place;
+    slice.each([&](int k) {
+      value = kept[k].of(value);
+      store(h + place, value);
+      place += step;
+    });
   }
-  A factor = 1, addend = 0;
-  in_blocks(chunk.steps, [&](auto count) {
-    T factors[UNROLL], addends[UNROLL];
-    for (int u = 0; u < UNROLL; ++u)
-      if (u < count) {
-        factors[u] = *f;
-        addends[u] = *x;
-        f += step;
-        x += step;
-      }
-    fence();
-    for (int u = 0; u < UNROLL; ++u)
-      if (u < count) {
-        A own = load(&factors[u]);
-        factor *= own;
-        addend = own * addend + load(&addends[u]);
-      }
-  });
-  i64 at = blockIdx.y * column.columns + column.n;
-  summary[at] = factor;
-  summary[gridDim.y * column.columns + at] = addend;
 }
 
-template <typename T>
-__global__ void recurrence(Shape shape, const T* f, const T* x, const T* h0,
-                           const typename wide<T>::type* states, T* h) {
+// g_s = grad_h_s + f_(s+1) g_(s+1) is x's gradient, g_s h_(s-1) is f's.
+template <typename T, bool RELAYED>
+__global__ BOUNDS(T, 3) void recurrence_backward(Shape shape, u64* words, const T* f, const T* h0,
+                                                 const T* h, const T* grad_h, T* grad_f, T* grad_x,
+                                                 T* grad_h0) {
   typedef typename wide<T>::type A;
+  constexpr int U = unroll<T>();
   Column column(shape);
-  if (!column.exists()) return;
-  Chunk chunk(shape, column);
-  A state = states ? states[blockIdx.y * column.columns + column.n]
-                   : load(h0 + column.state(shape));
-  i64 place = column.place(chunk.begin), step = column.step();
-  if (chunk.steps) {
-    f += place;
-    x += place;
-    h += place;
+  A state = 0;
+  i64 step = column.step(shape);
+  Slice<U> slice(shape, column, true);
+  Relay<A, RELAYED> relay(shape, column, words);
+  for (; relay.tile < relay.end; ++relay.tile, slice.next()) {
+    T factors[U] = {}, grads[U] = {}, before[U] = {};  // h before each step
+    i64 place = slice.place;
+    slice.each([&](int k) {
+      factors[k] = f[place];
+      grads[k] = grad_h[place];
+      before[k] = slice.begin + k ? h[place - step] : h0[column.state(shape)];
+      place += step;
+    });
+    unsigned zero = fence();
+    struct Step { Map<A> map; A before; };
+    Kept<Step, U, RELAYED> kept;
+    Map<A> whole = identity<A>();
+    for (int k = U - 1; k >= 0; --k) {
+      Map<A> map = {load(after(zero, factors[k])), load(after(zero, grads[k]))};
+      if (k >= slice.count) map = identity<A>();
+      whole.add(map);
+      kept[k] = {map, load(after(zero, before[k]))};
+    }
+    A g = relay.pass(whole, state);
+    slice.each_backwards([&](int k) {
+      g += kept[k].map.addend;
+      store(grad_x + slice.place + k * step, g);
+      store(grad_f + slice.place + k * step, g * kept[k].before);
+      g *= kept[k].map.factor;
+    });
   }
-  in_blocks(chunk.steps, [&](auto count) {
-    T factors[UNROLL], addends[UNROLL];
-    for (int u = 0; u < UNROLL; ++u)
-      if (u < count) {
-        factors[u] = *f;
-        addends[u] = *x;
-        f += step;
-        x += step;
-      }
-    fence();
-    for (int u = 0; u < UNROLL; ++u)
-      if (u < count) {
-        state = load(&factors[u]) * state + load(&addends[u]);
-        store(h, state);
-        h += step;
-      }
-  });
-}
-
-// ---- its backward: g_s = grad_h_s + f_(s+1) g_(s+1) is x's gradient, g_s h_(s-1) is f's
-
-template <typename T>
-__global__ void recurrence_backward_summarise(Shape shape, const T* f, const T* grad_h,
-                                              typename wide<T>::type* summary) {
-  typedef typename wide<T>::type A;
-  Column column(shape);
-  if (!column.exists()) return;
-  Chunk chunk(shape, column);
-  i64 place = column.place(chunk.end - 1), step = -column.step();
-  if (chunk.steps) {
-    f += place;
-    grad_h += place;
-  }
-  A factor = 1, addend = 0;
-  in_blocks(chunk.steps, [&](auto count) {
-    T factors[UNROLL], grads[UNROLL];
-    for (int u = 0; u < UNROLL; ++u)
-      if (u < count) {
-        factors[u] = *f;
-        grads[u] = *grad_h;
-        f += step;
-        grad_h += step;
-      }
-    fence();
-    for (int u = 0; u < UNROLL; ++u)
-      if (u < count) {
-        A own = load(&factors[u]);
-        factor *= own;
-        addend = own * (addend + load(&grads[u]));
-      }
-  });
-  i64 at = blockIdx.y * column.columns + column.n;
-  summary[at] = factor;
-  summary[gridDim.y * column.columns + at] = addend;
-}
-
-template <typename T>
-__global__ void recurrence_backward(Shape shape, const T* f, const T* h0, const T* h,
-                                    const T* grad_h, const typename wide<T>::type* states,
-                                    T* grad_f, T* grad_x, T* grad_h0) {
-  typedef typename wide<T>::type A;
-  Column column(shape);
-  if (!column.exists()) return;
-  Chunk chunk(shape, column);
-  T first = h0[column.state(shape)];
-  A g = states ? states[blockIdx.y * column.columns + column.n] : A(0);
-  i64 place = column.place(chunk.end - 1), step = -column.step();
-  i64 before = chunk.end - 1;  // steps before the one at `place`
-  if (chunk.steps) {
-    f += place;
-    h += place;
-    grad_h += place;
-    grad_f += place;
-    grad_x += place;
-  }
-  in_blocks(chunk.steps, [&](auto count) {
-    T factors[UNROLL], grads[UNROLL], earlier[UNROLL];  // h before each step
-    int inside = before < UNROLL ? (int)before : UNROLL;
-    for (int u = 0; u < UNROLL; ++u)
-      if (u < count) {
-        factors[u] = *f;
-        grads[u] = *grad_h;
-        f += step;
-        grad_h += step;
-        h += step;
-        earlier[u] = u < inside ? *h : first;
-      }
-    fence();
-    for (int u = 0; u < UNROLL; ++u)
-      if (u < count) {
-        g += load(&grads[u]);
-        store(grad_x, g);
-        store(grad_f, g * load(&earlier[u]));
-        g *= load(&factors[u]);
-        grad_x += step;
-        grad_f += step;
-      }
-    before -= UNROLL;
-  });
-  if (chunk.begin == 0) store(grad_h0 + column.state(shape), g);
+  if (relay.writes_last()) store(grad_h0 + column.state(shape), state);
 }
