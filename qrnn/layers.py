@@ -197,7 +197,9 @@ class QRNNLayer(nn.Module):
         windows in one direction the last k - 1 rows are the window for what comes after x.
         """
         steps, k = x.shape[0], self.kernel_size  # len() would fix the steps in torch.export
-        weight = F.dropout(self.weight, self.weight_dropout, self.training)
+        weight: Tensor = self.weight
+        if self.weight_dropout and self.training:
+            weight = F.dropout(weight, self.weight_dropout)
         if k == 1:
             return F.linear(x, weight, self.bias), x
         left = k - 1 if self.masked else (k - 1) // 2
@@ -242,6 +244,8 @@ class QRNNLayer(nn.Module):
         T, B, D, H = *output.shape[:2], self.directions, self.hidden_size
         if not T:
             return output.new_zeros(D, B, H) if h0 is None else h0.clone()
+        if D == 1 and lengths is None:
+            return output[-1:].clone()
         ends = [output[-1, :, :H], output[0, :, H:]][:D]
         if lengths is None:
             return torch.stack(ends)

@@ -6,6 +6,7 @@ thread and while a CUDA graph is captured, and nothing waits for the GPU. Result
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -74,7 +75,8 @@ class _Stream(NamedTuple):
 def _launch(
     kernel: str, template: str, like: Tensor, blocks: int, warps: int, arguments: Sequence[Any]
 ) -> None:
-    with torch.cuda.device(like.device):
+    here = torch.cuda.current_device() == like.device.index
+    with nullcontext() if here else torch.cuda.device(like.device):
         stream = _Stream(torch.cuda.current_stream().cuda_stream)
         _function(kernel, template)((blocks,), (LANES, warps), arguments, stream=stream)
 

@@ -8,7 +8,8 @@ qrnn::linear_recurrence_backward  its gradient
 
 import importlib
 import warnings
-from functools import cache
+from collections.abc import Callable
+from functools import cache, partial
 from types import ModuleType
 from typing import Any
 
@@ -36,6 +37,8 @@ torch.library.define(
     "qrnn::linear_recurrence_backward",
     "(Tensor grad_h, Tensor f, Tensor h0, Tensor h, bool reverse) -> (Tensor, Tensor, Tensor)",
 )
+
+OPTIONS = frozenset((type(None), str, bool, int, float))  # the types of what is no Tensor
 
 BACKENDS = {
     "cpu": ("qrnn.pooling.cpu", ("numba", "llvmlite", "numpy"), "cpu"),
@@ -75,14 +78,16 @@ def pool(
     arguments = gates, c0, lengths, seed, pooling, direction, zoneout, keep_cells, shift
     if is_transformed():
         return reference.pool(*arguments)
-    return torch.ops.qrnn.pool.default(*arguments)
+    results: tuple[Tensor, Tensor, Tensor] = _call("pool", _Pool, *arguments)
+    return results
 
 
 def linear_recurrence(f: Tensor, x: Tensor, h0: Tensor, reverse: bool) -> Tensor:
     """h_t = f_t h_{t-1} + x_t over the first dimension; see `functional.linear_recurrence`."""
     if is_transformed():
         return reference.linear_recurrence(f, x, h0, reverse)
-    return torch.ops.qrnn.linear_recurrence.default(f, x, h0, reverse)
+    h: Tensor = _call("linear_recurrence", _LinearRecurrence, f, x, h0, reverse)
+    return h
 
 
 def is_transformed() -> bool:
@@ -97,6 +102,35 @@ def is_transformed() -> bool:
 def _has_transforms() -> bool:
     """`is_transformed` for where torch.compile does not look: inside the operators."""
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+def _is_eager(*values: Any) -> bool:
+    """Whether plain tensors in eager torch are all there is, for which the dispatcher is a detour.
+
+    No compiler, tracer, transform, mode, profiler or other kind of Tensor that has to see the
+    operator. For a short sequence on a GPU all is launches, and the detour as long as some of them.
+    """
+    if torch.compiler.is_compiling() or values[0].device.type not in BACKENDS:
+        return False
+    if torch._C._get_tracing_state() or torch._C._len_torch_dispatch_stack() or _has_transforms():
+        return False
+    if torch._C._autograd._profiler_enabled():
+        return False
+    plain = _plain_keys(values[0].device.type)
+    for value in values:  # isinstance(value, Tensor) would cost more than all the rest
+        if type(value) not in OPTIONS and torch._C._dispatch_keys(value).raw_repr() not in plain:
+            return False
+    return True
+
+
+@cache
+def _plain_keys(device: str) -> set[int]:
+    """The dispatch keys of tensors that are nothing but their own values in memory."""
+    keys = set()
+    for inference in (False, True):
+        with torch.inference_mode(inference):
+            keys.add(torch._C._dispatch_keys(torch.empty(0, device=device)).raw_repr())
+    return keys
 
 
 @cache
@@ -122,30 +156,27 @@ def _check_lengths(lengths: Tensor | None, T: int) -> None:
         raise ValueError(f"lengths: expected values from 0 to {T}, got {lengths.tolist()}")
 
 
-def _register(device: str) -> None:
-    def pool(gates: Tensor, c0: Any, lengths: Any, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
-        if device == "cpu":  # elsewhere a look at the values would wait for the device
-            shift = rest[5] if len(rest) > 5 else 0
-            _check_lengths(lengths, len(gates) - abs(shift))
-        return _backend(device).pool(gates, c0, lengths, *rest)
-
-    def pool_backward(*arguments: Any) -> tuple[Tensor, Tensor]:
-        return _backend(device).pool_backward(*arguments)
-
-    def linear_recurrence(*arguments: Any) -> Tensor:
-        return _backend(device).linear_recurrence(*arguments)
-
-    def linear_recurrence_backward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-        return _backend(device).linear_recurrence_backward(*arguments)
-
-    for function in (pool, pool_backward, linear_recurrence, linear_recurrence_backward):
-        torch.library.impl(f"qrnn::{function.__name__}", device, function)
+def _run(name: str, first: Tensor, *rest: Any) -> Any:
+    """The operator of this name, by the backend of its first argument's device."""
+    if name == "pool" and first.is_cpu:  # elsewhere a look at the values would wait for the device
+        _, lengths, *options = rest
+        _check_lengths(lengths, len(first) - abs(options[5] if len(options) > 5 else 0))
+    return getattr(_backend(first.device.type), name)(first, *rest)
 
 
 for _name in ("pool", "pool_backward", "linear_recurrence", "linear_recurrence_backward"):
     torch.library.impl(f"qrnn::{_name}", "default", getattr(reference, _name))
-for _device in BACKENDS:
-    _register(_device)
+    for _device in BACKENDS:
+        torch.library.impl(f"qrnn::{_name}", _device, partial(_run, _name))
+
+
+def _call(name: str, function: type[torch.autograd.Function] | None, *arguments: Any) -> Any:
+    """The operator of this name, which `function` makes differentiable."""
+    if not _is_eager(*arguments):
+        return getattr(torch.ops.qrnn, name).default(*arguments)
+    if function and torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments):
+        return function.apply(*arguments)
+    return _run(name, *arguments)
 
 
 @torch.library.register_fake("qrnn::pool")
@@ -221,9 +252,9 @@ class _Pool(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
         gates, c0, lengths, seed, pooling, direction, zoneout, keep_cells, *shift = arguments
-        options = (pooling, direction, zoneout, True, *shift)
+        inputs = (gates, c0, lengths, seed, pooling, direction, zoneout, True, *shift)
         with torch._C._AutoDispatchBelowAutograd():
-            h, cells, c_n = torch.ops.qrnn.pool.default(gates, c0, lengths, seed, *options)
+            h, cells, c_n = _call("pool", None, *inputs)
         ctx.options = (pooling, direction, zoneout, *shift)
         ctx.save_for_backward(gates, c0, lengths, seed, h if pooling == "f" else cells)
         if not keep_cells:
@@ -237,8 +268,10 @@ class _Pool(torch.autograd.Function):
         gates, c0, lengths, seed, cells = ctx.saved_tensors
         if grad_h is None:
             grad_h = torch.zeros_like(cells)
-        backward = reference.pool_backward
-        if not _has_transforms():
+        backward: Callable[..., tuple[Tensor, Tensor]] = partial(_call, "pool_backward", None)
+        if _has_transforms():
+            backward = reference.pool_backward
+        elif torch.is_grad_enabled():  # this one can be differentiated again
             backward = torch.ops.qrnn.pool_backward.default
         grad_gates, grad_c0 = backward(
             grad_h, grad_c_n, gates, c0, lengths, seed, cells, *ctx.options
@@ -289,7 +322,7 @@ class _LinearRecurrence(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, f: Tensor, x: Tensor, h0: Tensor, reverse: bool) -> Tensor:
         with torch._C._AutoDispatchBelowAutograd():
-            h: Tensor = torch.ops.qrnn.linear_recurrence.default(f, x, h0, reverse)
+            h: Tensor = _call("linear_recurrence", None, f, x, h0, reverse)
         ctx.reverse = reverse
         ctx.save_for_backward(f, h0, h)
         return h
@@ -299,8 +332,7 @@ class _LinearRecurrence(torch.autograd.Function):
         f, h0, h = ctx.saved_tensors
         if torch.is_grad_enabled() or _has_transforms():  # this one can be differentiated again
             return *_composed_gradient(grad_h, f, h0, h, ctx.reverse), None
-        grads = torch.ops.qrnn.linear_recurrence_backward.default(grad_h, f, h0, h, ctx.reverse)
-        return *grads, None
+        return *_call("linear_recurrence_backward", None, grad_h, f, h0, h, ctx.reverse), None
 
 
 _differentiable("linear_recurrence", _LinearRecurrence)

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 from torch.library import opcheck
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from qrnn import QRNN, QRNNLayer, QRNNState, f_pool, fo_pool, ifo_pool, linear_recurrence
 from qrnn.pooling import cpu, operator
@@ -311,6 +312,62 @@ class TestGradients:
         with torch.inference_mode():
             assert fo_pool(gates)[0].is_inference()
         assert not fo_pool(gates.detach())[0].requires_grad
+
+
+class Seen(TorchDispatchMode):
+    """Collects the names of this package's operators."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        if function.namespace == "qrnn":
+            self.names.append(function._opname)
+        return function(*args, **(kwargs or {}))
+
+
+class TestDetour:
+    """Eager calls of plain tensors go past the dispatcher, to the same results."""
+
+    OPERATORS = ("pool", "pool_backward", "linear_recurrence", "linear_recurrence_backward")
+
+    def run(self) -> None:
+        h, c_n = fo_pool(leaf(5, 2, 6))
+        (h.sum() + c_n.sum()).backward()
+        linear_recurrence(leaf(5, 2, 2), leaf(5, 2, 2)).sum().backward()
+
+    def test_plain_tensors_do_without(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        taken = []
+        run = operator._run
+        monkeypatch.setattr(operator, "_run", lambda *a: taken.append(a[0]) or run(*a))
+        monkeypatch.setattr(torch.ops, "qrnn", None)
+        self.run()
+        assert taken == list(self.OPERATORS)
+
+    def test_a_mode_sees_the_operators(self) -> None:
+        with Seen() as seen:
+            self.run()
+        assert seen.names == list(self.OPERATORS)
+
+    def test_a_profiler_sees_the_operators(self) -> None:
+        with torch.profiler.profile() as profiler:
+            self.run()
+        names = {event.name for event in profiler.events()}
+        assert names >= {f"qrnn::{name}" for name in self.OPERATORS}
+
+    def test_a_tensor_that_is_not_its_memory(self) -> None:
+        gates, c0 = torch.randn(5, 2, 6), torch.randn(1, 2, 2, dtype=torch.complex64).conj().imag
+        assert c0.is_neg()
+        torch.testing.assert_close(fo_pool(gates, c0), fo_pool(gates, c0.clone()))
+
+    def test_inference_mode(self) -> None:
+        gates = torch.randn(5, 2, 6)
+        with torch.inference_mode():
+            inside = fo_pool(gates + 0)
+        torch.testing.assert_close(inside, fo_pool(gates), rtol=0, atol=0)
 
 
 def test_operator_checks_lengths_itself() -> None:
