@@ -198,7 +198,8 @@ def linear_recurrence(
     [8.0, 6.0, 4.0]
 
     Args:
-        f: factors (T, B, H); float32, float64, float16 or bfloat16.
+        f: factors (T, B, H); float32, float64, float16 or bfloat16. On a GPU up to 256 of them that
+            follow each other are multiplied: what is infinite then makes h infinite or NaN.
         x: what is added (T, B, H).
         h0: the value before the first step (B, H); zeros when None.
         reverse: start at the last step and run to the first.

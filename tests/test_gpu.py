@@ -156,7 +156,7 @@ def test_the_operator_on_pairs_of_channels(
     dtype: torch.dtype, direction: str, pooling: str, T: int, relayed: bool
 ) -> None:
     processors = torch.cuda.get_device_properties(0).multi_processor_count
-    H = cuda.LANES * processors * (1 if relayed else 16) // 2
+    H = cuda.LANES * processors * (1 if relayed else cuda.PAIRS_FROM) // 2
     grid = cuda._Grid("pool_backward", [random(1, dtype=dtype)], T, 2, 1, H, None, False)
     assert grid.template.startswith("pair") and grid.plan.relayed == relayed
     check_operator(dtype, direction, pooling, T, B=2, H=H)

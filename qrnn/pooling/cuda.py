@@ -25,18 +25,18 @@ TYPES = {
     torch.bfloat16: "bfloat16",
 }
 OLDEST_CUPY = 13
-LANES, SLICES = 32, 8  # as in pooling.cu: columns and warps of a block
+LANES = 32  # as in pooling.cu: columns of a block
 WARPS = {  # that fill a multiprocessor: as many as pooling.cu's BOUNDS leave registers for
     "pool_forward": 24,
     "pool_backward": 16,
     "recurrence": 32,
     "recurrence_backward": 24,
 }
-PAIRS_FROM = 16  # warps per multiprocessor: with fewer, one channel a lane is more parallel
+PAIRS_FROM = 24  # warps per multiprocessor: with fewer, one channel a lane is more parallel
 FEWEST_TILES = 4  # fewer do not make up for what it costs to hand the state on between blocks
-# Tiles after which a block hands its state on: as many steps (of LANES columns) as the memory moves
-# meanwhile, but no more than Relay looks at.
-WINDOW_STEPS, MOST_WINDOW = 12_000, 16
+# Tiles after which a block hands its state on, a power of 2: as many steps (of LANES columns) as
+# the memory moves meanwhile, but no more than Relay::LOOKS for each warp.
+WINDOW_STEPS, LOOKS = 24_000, 4
 
 SHAPE = np.dtype(
     [(name, np.int64) for name in ("T", "B", "D", "H", "columns")]
@@ -107,14 +107,20 @@ class _Plan(NamedTuple):
 
 
 @lru_cache(maxsize=1024)
-def _plan(kernel: str, double: bool, parts: int, T: int, columns: int, processors: int) -> _Plan:
-    groups, unroll = -(-columns // LANES), 8 // parts  # unroll: as in pooling.cu
-    warps = processors * min(WARPS[kernel], 16 if double else 64)
+def _plan(kernel: str, size: int, parts: int, T: int, columns: int, processors: int) -> _Plan:
+    """For elements of `size` bytes and states of `parts` times 32 bits, both 2 for a pair."""
+    groups = -(-columns // LANES)
+    slices, steps = 8, 8 // parts  # as Cut in pooling.cu
+    warps = processors * (16 if size == 8 else WARPS[kernel])
     fit = warps // max(groups, 1)  # of them for each group
-    slices = max(1, min(fit, SLICES, -(-T // unroll)))
-    tiles = -(-T // (slices * unroll))
-    relayed = fit >= 2 * SLICES and tiles >= FEWEST_TILES
-    window = min(-(-WINDOW_STEPS // max(groups * slices * unroll, 1)), MOST_WINDOW)
+    relayed = fit >= 2 * slices and -(-T // (slices * steps)) >= FEWEST_TILES
+    if not relayed:
+        slices = max(1, min(fit, slices, -(-T // steps)))
+    elif parts == 2 and size == 2:
+        slices, steps = 4, 8
+    tiles = -(-T // (slices * steps))
+    wanted = WINDOW_STEPS // max(groups * slices * steps, 1)
+    window = min(1 << wanted.bit_length(), LOOKS * slices)
     return _Plan(columns, parts, groups, slices, tiles, relayed, window)
 
 
@@ -140,17 +146,17 @@ class _Grid:
     ) -> None:
         assert inputs[0] is not None
         self.kernel, self.like, self.lengths = kernel, inputs[0], lengths
-        kind, double = TYPES[self.like.dtype], self.like.itemsize == 8
+        kind, size = TYPES[self.like.dtype], self.like.itemsize
         processors = _multiprocessors(self.like.device)
-        plan = _plan(kernel, double, 1 + double, T, B * D * H, processors)
+        plan = _plan(kernel, size, max(1, size // 4), T, B * D * H, processors)
         if (
-            self.like.itemsize == 2
+            size == 2
             and H % 2 == 0
             and plan.blocks * plan.slices >= PAIRS_FROM * processors
             and all(v is None or v.data_ptr() % 4 == 0 for v in inputs)
         ):
             H, kind = H // 2, f"pair<{kind}>"
-            plan = _plan(kernel, False, 2, T, B * D * H, processors)
+            plan = _plan(kernel, size, 2, T, B * D * H, processors)
         self.plan, self.template = plan, f"{kind}{more}, {str(plan.relayed).lower()}"
         start = 0 if lengths is None else lengths.data_ptr()
         sizes = (T, B, D, H, plan.columns, plan.groups, plan.tiles, plan.window)
@@ -162,8 +168,8 @@ class _Grid:
         if not plan.blocks:
             return
         if plan.relayed:
-            size = 2 * plan.tiles * plan.columns * plan.parts
-            words = self.like.new_zeros(size, dtype=torch.int64)
+            count = 2 * plan.tiles * plan.columns * plan.parts
+            words = self.like.new_zeros(count, dtype=torch.int64)
         values = [
             self.shape,
             *(

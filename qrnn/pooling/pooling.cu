@@ -3,8 +3,8 @@
 //
 // A lane of a warp owns one channel (or one pair of 16-bit channels) of one sequence in one
 // direction, a "column"; its neighbours own the neighbouring channels, so that every access of a
-// warp is one contiguous row. A block is a group of LANES columns and up to SLICES warps. Each warp
-// takes a slice of unroll() steps; the slices of a block are a tile. A warp loads its slice whole,
+// warp is one contiguous row. A block is a group of LANES columns and some warps. Each warp takes a
+// slice of a few steps (see Cut); the slices of a block are a tile. A warp loads its slice whole,
 // to keep that many loads in flight (without `fence` the assembler would move loads down to their
 // uses), and finds what it does to the state, c -> factor * c + addend. The block hands the state
 // through its slices in shared memory, and every warp finishes its slice from its own state: all is
@@ -39,19 +39,20 @@ __device__ inline unsigned float_bits(float x) { return __float_as_uint(x); }
 __device__ inline float bits_float(unsigned x) { return __uint_as_float(x); }
 __device__ inline i64 double_bits(double x) { return __double_as_longlong(x); }
 __device__ inline double bits_double(i64 x) { return __longlong_as_double(x); }
-// A barrier of the warp alone, which loads stay before. It gives 0, but the compiler does not know:
-// what is made of `after(zero, x)` stays behind.
+// A barrier of the block, which loads stay before. It gives 0, but the compiler does not know: what
+// is made of `after(zero, x)` stays behind.
 __device__ inline unsigned fence() {
   unsigned zero;
   asm volatile(
-      "{ .reg .pred never; setp.gt.u32 never, %1, 31; bar.red.popc.u32 %0, %2, 32, never; }"
+      "{ .reg .pred never; setp.gt.u32 never, %1, 31; bar.red.popc.u32 %0, 0, never; }"
       : "=r"(zero)
-      : "r"(threadIdx.x), "r"(threadIdx.y + 1)
+      : "r"(threadIdx.x)
       : "memory");
   return zero;
 }
-// A multiprocessor is to hold at least so many blocks of the largest size.
-#define BOUNDS(T, blocks) __launch_bounds__(LANES * SLICES, sizeof(T) == 8 ? 2 : blocks)
+// Of `blocks` blocks of 256 threads, as many as a multiprocessor is to hold at least.
+#define BOUNDS(T, RELAYED, blocks) \
+  __launch_bounds__(LANES* Cut<T, RELAYED>::SLICES, Cut<T, RELAYED>::resident(blocks))
 __device__ inline void barrier() { __syncthreads(); }
 __device__ inline void idle() {}
 template <typename T, int N> __device__ inline T* shared() {
@@ -179,12 +180,21 @@ struct Zoneout {
   double keep;      // factor of the update gate when not drawn
 };
 
-const int LANES = 32, SLICES = 8;  // columns, and at most so many warps, of a block
+const int LANES = 32;  // columns of a block
 
-// Steps of a slice: 32 bytes of state for each value that is kept of them.
-template <typename T> __device__ constexpr int unroll() {
-  return 32 / sizeof(typename wide<T>::type);
-}
+// How tiles are cut: into at most SLICES (where they are RELAYED, just as many) of STEPS steps, with
+// 32 bytes for each value that is kept of them; of pairs twice that where it is in shared memory.
+template <typename T, bool RELAYED> struct Cut {
+  static const int SLICES = 8, STEPS = 32 / sizeof(typename wide<T>::type);
+  __device__ static int slices() { return RELAYED ? SLICES : blockDim.y; }
+  // how many blocks a multiprocessor has registers for, of `blocks` of float
+  static constexpr int resident(int blocks) { return sizeof(T) == 8 ? 2 : blocks; }
+};
+template <typename T> struct Cut<pair<T>, true> {
+  static const int SLICES = 4, STEPS = 8;
+  __device__ static int slices() { return SLICES; }
+  static constexpr int resident(int blocks) { return blocks == 2 ? 4 : 5; }
+};
 
 // 64-bit division is slow, and rarely needed.
 __device__ inline i64 divide(i64 a, i64 b) {
@@ -230,7 +240,8 @@ struct Column {
 };
 
 // This warp's steps of a tile: `count` of the column's own length, the first of them at `place`.
-template <int U> struct Slice {
+template <typename CUT> struct Slice {
+  static const int U = CUT::STEPS;
   const Shape& shape;
   const Column& column;
   i64 begin, place;
@@ -238,9 +249,9 @@ template <int U> struct Slice {
 
   // Of the first tile to be processed; backward begins with the last steps.
   __device__ Slice(const Shape& shape, const Column& column, bool backward)
-      : shape(shape), column(column), tile_steps(blockDim.y * U) {
+      : shape(shape), column(column), tile_steps(CUT::slices() * U) {
     int tile = column.tile, warp = threadIdx.y;
-    if (backward) tile = shape.tiles - 1 - tile, warp = blockDim.y - 1 - warp;
+    if (backward) tile = shape.tiles - 1 - tile, warp = CUT::slices() - 1 - warp;
     begin = (i64)tile * tile_steps + warp * U;
     place = column.place(shape, begin);
     if (backward) tile_steps = -tile_steps;
@@ -298,14 +309,16 @@ template <typename A> __device__ inline Map<A> identity() { return {A(1), A(0)};
 
 // What a thread keeps for the time when it has its state. Where it waits for other blocks that is
 // in shared memory, so that more blocks find room on a multiprocessor.
-template <typename V, int N, bool SHARED> struct Kept {
-  V values[N];
+template <typename V, typename CUT, bool SHARED> struct Kept {
+  V values[CUT::STEPS];
   __device__ V& operator[](int k) { return values[k]; }
 };
-template <typename V, int N> struct Kept<V, N, true> {
+template <typename V, typename CUT> struct Kept<V, CUT, true> {
+  static const int THREADS = LANES * CUT::SLICES;
   V* values;
-  __device__ Kept() : values(shared<V, N * LANES * SLICES>() + threadIdx.y * LANES + threadIdx.x) {}
-  __device__ V& operator[](int k) { return values[k * LANES * SLICES]; }
+  __device__ Kept()
+      : values(shared<V, CUT::STEPS * THREADS>() + threadIdx.y * LANES + threadIdx.x) {}
+  __device__ V& operator[](int k) { return values[k * THREADS]; }
 };
 
 // Hands the state through a block's slices, and, where each tile has a block of its own (RELAYED),
@@ -318,8 +331,9 @@ template <typename V, int N> struct Kept<V, N, true> {
 // `words` (tiles, 2, columns, PARTS), zeroed before: each holds 32 bits of a value in its lower
 // half, and 1 in the upper half once they are there, so that no other order of memory is needed.
 // Null without RELAYED. Tiles count in the order of processing, for backward from the last steps.
-template <typename A, bool RELAYED> struct Relay {
-  static const int PARTS = sizeof(A) / 4, LOOKS = 2;  // LOOKS: window <= LOOKS * SLICES
+template <typename A, typename CUT, bool RELAYED> struct Relay {
+  static const int SLICES = CUT::SLICES, PARTS = sizeof(A) / 4;
+  static const int LOOKS = 4;  // window: a power of 2, at most LOOKS * SLICES
   union Bits {
     A value;
     unsigned parts[PARTS];
@@ -334,7 +348,7 @@ template <typename A, bool RELAYED> struct Relay {
   __device__ Relay(const Shape& shape, const Column& column, u64* words)
       : shape(shape), column(column), words(words), tile(column.tile) {
     end = RELAYED ? tile + 1 : shape.tiles;
-    maps = shared<Map<A>, 2 * SLICES * LANES>();
+    maps = shared<Map<A>, (1 + RELAYED) * SLICES * LANES>();
   }
 
   __device__ volatile u64* word(int tile, int slot) const {
@@ -365,7 +379,7 @@ template <typename A, bool RELAYED> struct Relay {
     }
   };
 
-  // Everything below is called by all threads of a block.
+  // Everything below is called by all threads of a block, after fence().
   __device__ Map<A>* put(int half, const Map<A>& map) const {
     Map<A>* row = maps + half * SLICES * LANES + threadIdx.x;
     row[threadIdx.y * LANES] = map;
@@ -375,20 +389,20 @@ template <typename A, bool RELAYED> struct Relay {
 
   // The state before this block's tile. `row`: the Maps of its slices; start: before all tiles.
   __device__ A arrive(const Map<A>* row, A start) const {
-    int since = tile % shape.window, known = tile - since;  // tiles after the last known state
+    // tiles after the last known state; how many tiles that one is after
+    int since = tile & (shape.window - 1), known = tile - since;
     bool leads = threadIdx.y == 0;
     Map<A> seen = identity<A>();
     if (column.exists) {
       if (leads && since + 1 < shape.window) {
         Map<A> whole = identity<A>();
-#pragma unroll 1
-        for (int y = 0; y < blockDim.y; ++y) whole.then(row[y * LANES]);
+        for (int y = 0; y < SLICES; ++y) whole.then(row[y * LANES]);
         publish(0, whole.factor);
         publish(1, whole.addend);
       }
       Look state, factors[LOOKS], addends[LOOKS];
       if (leads && known) state.start(word(known - 1, 0));
-      int share = (shape.window + blockDim.y - 1) / blockDim.y;
+      int share = (shape.window + SLICES - 1) / SLICES;
       int other = known + threadIdx.y * share, count = tile - other < share ? tile - other : share;
       for (int k = 0; k < LOOKS; ++k)
         if (k < count) {
@@ -403,23 +417,22 @@ template <typename A, bool RELAYED> struct Relay {
     if (leads) seen.addend = seen.of(start);  // the state itself
     const Map<A>* others = put(1, seen);
     A state = others[0].addend;
-#pragma unroll 1
-    for (int y = 1; y < blockDim.y; ++y) state = others[y * LANES].of(state);
+    for (int y = 1; y < SLICES; ++y) state = others[y * LANES].of(state);
     return state;
   }
 
   // The state before this warp's slice, which does `own` to it; `state` is that before the tile,
   // and becomes that after it.
   __device__ A pass(const Map<A>& own, A& state) const {
-    const Map<A>* row = put(RELAYED ? 0 : tile & 1, own);
+    const Map<A>* row = put(0, own);
     if (RELAYED) state = arrive(row, state);
-    int y = 0;
-#pragma unroll 1
-    for (; y < threadIdx.y; ++y) state = row[y * LANES].of(state);
     A before = state;
-#pragma unroll 1
-    for (; y < blockDim.y; ++y) state = row[y * LANES].of(state);
-    bool handed_on = RELAYED && (tile + 1) % shape.window == 0;
+#pragma unroll(RELAYED ? SLICES : 1)
+    for (int y = 0; y < CUT::slices(); ++y) {
+      if (y == threadIdx.y) before = state;
+      state = row[y * LANES].of(state);
+    }
+    bool handed_on = RELAYED && !((tile + 1) & (shape.window - 1));
     if (handed_on && threadIdx.y == 0 && column.exists) publish(0, state);
     return before;
   }
@@ -453,17 +466,18 @@ template <typename T, int G, bool DRAWN> struct Gates {
 };
 
 template <typename T, int G, bool DRAWN, bool RELAYED>
-__global__ BOUNDS(T, 3) void pool_forward(Shape shape, u64* words, Zoneout zoneout, const T* gates,
+__global__ BOUNDS(T, RELAYED, 3) void pool_forward(Shape shape, u64* words, Zoneout zoneout, const T* gates,
                                           const T* c0, T* h, T* cells, T* c_n) {
   typedef typename wide<T>::type A;
-  constexpr int U = unroll<T>();
+  typedef Cut<T, RELAYED> CUT;
+  constexpr int U = CUT::STEPS;
   Column column(shape);
   u64 seed = DRAWN ? (u64)*zoneout.seed : 0;
   A state = c0 && column.exists ? load(c0 + column.state(shape)) : A(0);
   i64 step = column.step(shape);
   i64 first_gate = column.gates(shape, G);
-  Slice<U> slice(shape, column, false);
-  Relay<A, RELAYED> relay(shape, column, words);
+  Slice<CUT> slice(shape, column, false);
+  Relay<A, CUT, RELAYED> relay(shape, column, words);
   for (; relay.tile < relay.end; ++relay.tile, slice.next()) {
     Gates<T, G, DRAWN> gate[U];
     const T* from = gates + (first_gate + slice.place * G);
@@ -473,7 +487,7 @@ __global__ BOUNDS(T, 3) void pool_forward(Shape shape, u64* words, Zoneout zoneo
     });
     unsigned zero = fence();
     struct Step { Map<A> map; A o; };
-    Kept<Step, U, RELAYED> kept;
+    Kept<Step, CUT, RELAYED> kept;
     Map<A> whole = identity<A>();
     for (int k = 0; k < U; ++k) {
       gate[k].activate(zero, zoneout, seed, slice.place + k * step);
@@ -501,11 +515,12 @@ __global__ BOUNDS(T, 3) void pool_forward(Shape shape, u64* words, Zoneout zoneo
 
 // The gradient at the cells is g_s = o_s grad_h_s + (1 - update_(s+1)) g_(s+1).
 template <typename T, int G, bool DRAWN, bool RELAYED>
-__global__ BOUNDS(T, 2) void pool_backward(Shape shape, u64* words, Zoneout zoneout, const T* gates,
+__global__ BOUNDS(T, RELAYED, 2) void pool_backward(Shape shape, u64* words, Zoneout zoneout, const T* gates,
                                            const T* c0, const T* cells, const T* grad_h,
                                            const T* grad_c_n, T* grad_gates, T* grad_c0) {
   typedef typename wide<T>::type A;
-  constexpr int U = unroll<T>();
+  typedef Cut<T, RELAYED> CUT;
+  constexpr int U = CUT::STEPS;
   Column column(shape);
   u64 seed = DRAWN ? (u64)*zoneout.seed : 0;
   A state = grad_c_n && column.exists ? load(grad_c_n + column.state(shape)) : A(0);
@@ -514,8 +529,8 @@ __global__ BOUNDS(T, 2) void pool_backward(Shape shape, u64* words, Zoneout zone
   auto zero_gates = [&](i64 place) {
     for (int n = 0; n < G; ++n) store(grad_gates + (first_gate + place * G + n * shape.H), A(0));
   };
-  Slice<U> slice(shape, column, true);
-  Relay<A, RELAYED> relay(shape, column, words);
+  Slice<CUT> slice(shape, column, true);
+  Relay<A, CUT, RELAYED> relay(shape, column, words);
   for (; relay.tile < relay.end; ++relay.tile, slice.next()) {
     Gates<T, G, DRAWN> gate[U];
     T grads[U] = {}, c[U + 1] = {};  // the cells before and after each step
@@ -536,7 +551,7 @@ __global__ BOUNDS(T, 2) void pool_backward(Shape shape, u64* words, Zoneout zone
     });
     unsigned zero = fence();
     struct Step { Map<A> map; A z, f, i; };  // of the gates' gradients: what g is multiplied with
-    Kept<Step, U, RELAYED> kept;
+    Kept<Step, CUT, RELAYED> kept;
     Map<A> whole = identity<A>();
     T* to = grad_gates + (first_gate + slice.place * G);
     for (int k = U - 1; k >= 0; --k) {
@@ -574,15 +589,16 @@ __global__ BOUNDS(T, 2) void pool_backward(Shape shape, u64* words, Zoneout zone
 // ---- linear_recurrence: h_s = f_s h_(s-1) + x_s, with D = 1 and no lengths
 
 template <typename T, bool RELAYED>
-__global__ BOUNDS(T, 4) void recurrence(Shape shape, u64* words, const T* f, const T* x,
+__global__ BOUNDS(T, RELAYED, 4) void recurrence(Shape shape, u64* words, const T* f, const T* x,
                                         const T* h0, T* h) {
   typedef typename wide<T>::type A;
-  constexpr int U = unroll<T>();
+  typedef Cut<T, RELAYED> CUT;
+  constexpr int U = CUT::STEPS;
   Column column(shape);
   A state = column.exists ? load(h0 + column.state(shape)) : A(0);
   i64 step = column.step(shape);
-  Slice<U> slice(shape, column, false);
-  Relay<A, RELAYED> relay(shape, column, words);
+  Slice<CUT> slice(shape, column, false);
+  Relay<A, CUT, RELAYED> relay(shape, column, words);
   for (; relay.tile < relay.end; ++relay.tile, slice.next()) {
     T factors[U] = {}, addends[U] = {};
     i64 place = slice.place;
@@ -592,7 +608,7 @@ __global__ BOUNDS(T, 4) void recurrence(Shape shape, u64* words, const T* f, con
       place += step;
     });
     unsigned zero = fence();
-    Kept<Map<A>, U, RELAYED> kept;
+    Kept<Map<A>, CUT, RELAYED> kept;
     Map<A> whole = identity<A>();
     for (int k = 0; k < U; ++k) {
       Map<A> map = {load(after(zero, factors[k])), load(after(zero, addends[k]))};
@@ -612,16 +628,17 @@ __global__ BOUNDS(T, 4) void recurrence(Shape shape, u64* words, const T* f, con
 
 // g_s = grad_h_s + f_(s+1) g_(s+1) is x's gradient, g_s h_(s-1) is f's.
 template <typename T, bool RELAYED>
-__global__ BOUNDS(T, 3) void recurrence_backward(Shape shape, u64* words, const T* f, const T* h0,
+__global__ BOUNDS(T, RELAYED, 3) void recurrence_backward(Shape shape, u64* words, const T* f, const T* h0,
                                                  const T* h, const T* grad_h, T* grad_f, T* grad_x,
                                                  T* grad_h0) {
   typedef typename wide<T>::type A;
-  constexpr int U = unroll<T>();
+  typedef Cut<T, RELAYED> CUT;
+  constexpr int U = CUT::STEPS;
   Column column(shape);
   A state = 0;
   i64 step = column.step(shape);
-  Slice<U> slice(shape, column, true);
-  Relay<A, RELAYED> relay(shape, column, words);
+  Slice<CUT> slice(shape, column, true);
+  Relay<A, CUT, RELAYED> relay(shape, column, words);
   for (; relay.tile < relay.end; ++relay.tile, slice.next()) {
     T factors[U] = {}, grads[U] = {}, before[U] = {};  // h before each step
     i64 place = slice.place;
@@ -633,7 +650,7 @@ __global__ BOUNDS(T, 3) void recurrence_backward(Shape shape, u64* words, const 
     });
     unsigned zero = fence();
     struct Step { Map<A> map; A before; };
-    Kept<Step, U, RELAYED> kept;
+    Kept<Step, CUT, RELAYED> kept;
     Map<A> whole = identity<A>();
     for (int k = U - 1; k >= 0; --k) {
       Map<A> map = {load(after(zero, factors[k])), load(after(zero, grads[k]))};

@@ -15,7 +15,7 @@ struct Index { unsigned x, y; };
 static Index blockIdx, blockDim, gridDim, threadIdx;  // those of the thread that runs
 #define __global__
 #define __device__
-#define BOUNDS(T, blocks)
+#define BOUNDS(T, RELAYED, blocks)
 
 const int IN_FLIGHT = 5;
 const int PATIENCE = 10000;  // turns in which no block ends, after which they wait for each other
@@ -66,7 +66,10 @@ static unsigned short float_to_half(float x) {
   return bits;
 }
 static unsigned float_bits(float x) { unsigned b; std::memcpy(&b, &x, 4); return b; }
-static unsigned fence() { return 0; }
+static unsigned fence() {
+  barrier();
+  return 0;
+}
 static float bits_float(unsigned b) { float x; std::memcpy(&x, &b, 4); return x; }
 static long long double_bits(double x) { long long b; std::memcpy(&b, &x, 8); return b; }
 static double bits_double(long long b) { double x; std::memcpy(&x, &b, 8); return x; }
@@ -101,7 +104,7 @@ static unsigned draw_below(unsigned n) {
 
 static int run_grid() {
   static char* stacks = nullptr;
-  const size_t most = LANES * SLICES, count = (size_t)blockDim.x * blockDim.y;
+  const size_t most = LANES * 8, count = (size_t)blockDim.x * blockDim.y;
   if (!stacks)
     stacks = (char*)mmap(nullptr, IN_FLIGHT * most * STACK, PROT_READ | PROT_WRITE,
                          MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);

@@ -26,9 +26,9 @@ HOST = Path(__file__).with_name("host.cpp")
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 3e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
 PAIRED = (torch.float16, torch.bfloat16)
 WAYS = {  # multiprocessors, WINDOW_STEPS
-    "relay": (132, 12_000),  # a block for each tile, all of the tests' tiles in one window
-    "windows": (132, 1500),  # the same with a few tiles in each
-    "walk": (1, 12_000),  # a block walks over all tiles
+    "relay": (132, 24_000),  # a block for each tile, all of the tests' tiles in one window
+    "windows": (132, 700),  # the same with a few tiles in each
+    "walk": (1, 24_000),  # a block walks over all tiles
 }
 
 
@@ -198,12 +198,12 @@ def test_blocks_fill_the_gpu(cuda, T, columns, slices, tiles, blocks):
     grid = cuda._Grid("pool_forward", [torch.empty(0)], T, 1, 1, columns, None, False)
     assert (grid.plan.slices, grid.plan.tiles, grid.plan.blocks) == (slices, tiles, blocks)
     assert grid.plan.relayed == (blocks > columns / cuda.LANES)
-    assert 1 <= grid.plan.window <= cuda.MOST_WINDOW
+    assert grid.plan.window in (1, 2, 4, 8, 16, 32)
 
 
 def test_channels_are_paired_where_they_fill_the_gpu_and_lie_as_pairs(cuda, monkeypatch):
-    monkeypatch.setattr(cuda, "PAIRS_FROM", 16)
-    f = torch.rand(3, 1, 16 * 132 * cuda.LANES + 2, dtype=torch.float16)
+    monkeypatch.setattr(cuda, "PAIRS_FROM", 24)
+    f = torch.rand(3, 1, 24 * 132 * cuda.LANES + 2, dtype=torch.float16)
 
     def launched(f):
         cuda.launched.clear()
@@ -250,7 +250,9 @@ def test_compiles_for_the_gpu_with_all_arrays_in_registers(tmp_path, architectur
     assert run.returncode == 0, run.stderr
     spilled = [int(n) for n in re.findall(r"(\d+) bytes spill stores", run.stderr)]
     assert len(spilled) == 6 * 2 * (2 + 2 * 3 * 2)
-    assert max(spilled) <= 8  # two values, where BOUNDS leaves too few registers; no array
+    assert max(spilled) <= 64  # some values, where BOUNDS leaves too few registers; no array
+    # a multiprocessor has few; a number that is not known when compiling would reserve all of them
+    assert set(re.findall(r"used (\d+) barriers", run.stderr)) == {"1"}
 
 
 def test_an_old_cupy_is_said_once_and_the_reference_runs(monkeypatch):
