@@ -38,7 +38,8 @@ torch.library.define(
     "(Tensor grad_h, Tensor f, Tensor h0, Tensor h, bool reverse) -> (Tensor, Tensor, Tensor)",
 )
 
-OPTIONS = frozenset((type(None), str, bool, int, float))  # the types of what is no Tensor
+# The types of most of what is no Tensor: isinstance(value, Tensor) is slow to say no.
+OPTIONS = frozenset((type(None), str, bool, int, float))
 
 BACKENDS = {
     "cpu": ("qrnn.pooling.cpu", ("numba", "llvmlite", "numpy"), "cpu"),
@@ -117,8 +118,12 @@ def _is_eager(*values: Any) -> bool:
     if torch._C._autograd._profiler_enabled():
         return False
     plain = _plain_keys(values[0].device.type)
-    for value in values:  # isinstance(value, Tensor) would cost more than all the rest
-        if type(value) not in OPTIONS and torch._C._dispatch_keys(value).raw_repr() not in plain:
+    for value in values:
+        if (
+            type(value) not in OPTIONS
+            and isinstance(value, Tensor)
+            and torch._C._dispatch_keys(value).raw_repr() not in plain
+        ):
             return False
     return True
 

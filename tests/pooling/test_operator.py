@@ -1,6 +1,7 @@
 import shutil
 import types
 from collections.abc import Callable
+from enum import StrEnum
 from typing import Any
 
 import oracle
@@ -13,6 +14,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from qrnn import QRNN, QRNNLayer, QRNNState, f_pool, fo_pool, ifo_pool, linear_recurrence
+from qrnn.functional import pool
 from qrnn.pooling import cpu, operator
 
 GATES = {"f": 2, "fo": 3, "ifo": 4}
@@ -362,6 +364,13 @@ class TestDetour:
         gates, c0 = torch.randn(5, 2, 6), torch.randn(1, 2, 2, dtype=torch.complex64).conj().imag
         assert c0.is_neg()
         torch.testing.assert_close(fo_pool(gates, c0), fo_pool(gates, c0.clone()))
+
+    def test_an_option_of_another_type(self) -> None:
+        class Pooling(StrEnum):
+            F = "f"
+
+        gates = torch.randn(5, 2, 4)
+        torch.testing.assert_close(pool(Pooling.F, gates), f_pool(gates), rtol=0, atol=0)
 
     def test_inference_mode(self) -> None:
         gates = torch.randn(5, 2, 6)
