@@ -505,12 +505,14 @@ __global__ BOUNDS(T, RELAYED, 3) void pool_forward(Shape shape, u64* words, Zone
       store(h + place, G > 2 ? kept[k].o * c : c);
       place += step;
     });
+    if (slice.count && slice.begin + slice.count == column.length)
+      store(c_n + column.state(shape), c);  // to the bit the last of the cells
     slice.padding([&](i64 place) {
       store(h + place, A(0));
       if (cells) store(cells + place, A(0));
     });
   }
-  if (relay.writes_last()) store(c_n + column.state(shape), state);
+  if (relay.writes_last() && !column.length) store(c_n + column.state(shape), state);
 }
 
 // The gradient at the cells is g_s = o_s grad_h_s + (1 - update_(s+1)) g_(s+1).

@@ -157,6 +157,15 @@ def test_the_linear_recurrence(cuda, dtype, H, T, reverse):
     assert sum("true>" in kernel for kernel, *_ in cuda.launched) == (4 if T == 300 else 0)
 
 
+@pytest.mark.parametrize("way", WAYS)
+def test_the_last_cells_are_those_of_the_last_steps(cuda, way):
+    T, lengths = 200, torch.tensor([200, 1, 131])
+    cuda.use(way)
+    gates = torch.randn(T, 3, 3 * 43)
+    _, cells, c_n = cuda.pool(gates, None, lengths, None, "fo", "forward", 0.0, True)
+    assert torch.equal(c_n[0], cells[lengths - 1, torch.arange(3)])
+
+
 def test_special_values_go_through(cuda):
     values = [torch.inf, -torch.inf, torch.nan, 1e30, -1e30, 0.0]
     for dtype in (torch.float32, torch.bfloat16):
