@@ -34,9 +34,9 @@ WARPS = {  # that fill a multiprocessor: as many as pooling.cu's BOUNDS leave re
 }
 PAIRS_FROM = 24  # warps per multiprocessor: with fewer, one channel a lane is more parallel
 FEWEST_TILES = 4  # fewer do not make up for what it costs to hand the state on between blocks
-# Tiles after which a block hands its state on, a power of 2: as many steps (of LANES columns) as
-# the memory moves meanwhile, but no more than Relay::LOOKS for each warp.
-WINDOW_STEPS, LOOKS = 24_000, 4
+# Tiles after which a block hands its state on: about as many steps (of LANES columns) as the memory
+# moves meanwhile.
+WINDOW_STEPS, MOST_WINDOW = 12_000, 32
 
 SHAPE = np.dtype(
     [(name, np.int64) for name in ("T", "B", "D", "H", "columns")]
@@ -120,7 +120,7 @@ def _plan(kernel: str, size: int, parts: int, T: int, columns: int, processors: 
         slices, steps = 4, 8
     tiles = -(-T // (slices * steps))
     wanted = WINDOW_STEPS // max(groups * slices * steps, 1)
-    window = min(1 << wanted.bit_length(), LOOKS * slices)
+    window = min(1 << wanted.bit_length(), MOST_WINDOW)
     return _Plan(columns, parts, groups, slices, tiles, relayed, window)
 
 

@@ -168,7 +168,7 @@ struct Shape {
   i64 T, B, D, H;
   i64 columns;         // B * D * H
   int groups, tiles;   // of columns, and of steps
-  int window;          // tiles after which a state is handed on, see Relay
+  int window;          // tiles after which a state is handed on, a power of 2, see Relay
   const i64* lengths;  // (B,), or null for T
   int reverse;         // of the only direction; with D = 2 the second one runs in reverse
   int shift;           // rows of gates by which the second direction's are later, see operator.py
@@ -188,12 +188,14 @@ template <typename T, bool RELAYED> struct Cut {
   static const int SLICES = 8, STEPS = 32 / sizeof(typename wide<T>::type);
   __device__ static int slices() { return RELAYED ? SLICES : blockDim.y; }
   // how many blocks a multiprocessor has registers for, of `blocks` of float
-  static constexpr int resident(int blocks) { return sizeof(T) == 8 ? 2 : blocks; }
+  static constexpr int resident(int blocks) {
+    return sizeof(T) == 8 ? 2 : sizeof(T) == 4 && STEPS == 4 && blocks == 2 ? 3 : blocks;
+  }
 };
 template <typename T> struct Cut<pair<T>, true> {
   static const int SLICES = 4, STEPS = 8;
   __device__ static int slices() { return SLICES; }
-  static constexpr int resident(int blocks) { return blocks == 2 ? 4 : 5; }
+  static constexpr int resident(int blocks) { return blocks == 2 ? 4 : blocks == 3 ? 5 : 6; }
 };
 
 // 64-bit division is slow, and rarely needed.
@@ -333,7 +335,7 @@ template <typename V, typename CUT> struct Kept<V, CUT, true> {
 // Null without RELAYED. Tiles count in the order of processing, for backward from the last steps.
 template <typename A, typename CUT, bool RELAYED> struct Relay {
   static const int SLICES = CUT::SLICES, PARTS = sizeof(A) / 4;
-  static const int LOOKS = 4;  // window: a power of 2, at most LOOKS * SLICES
+  static const int LOOKS = 4;  // in flight
   union Bits {
     A value;
     unsigned parts[PARTS];
@@ -404,14 +406,17 @@ template <typename A, typename CUT, bool RELAYED> struct Relay {
       if (leads && known) state.start(word(known - 1, 0));
       int share = (shape.window + SLICES - 1) / SLICES;
       int other = known + threadIdx.y * share, count = tile - other < share ? tile - other : share;
-      for (int k = 0; k < LOOKS; ++k)
-        if (k < count) {
-          factors[k].start(word(other + k, 0));
-          addends[k].start(word(other + k, 1));
-        }
-      for (int k = 0; k < LOOKS; ++k)
-        if (k < count)
-          seen.then({factors[k].wait(word(other + k, 0)), addends[k].wait(word(other + k, 1))});
+#pragma unroll 1
+      for (; count > 0; count -= LOOKS, other += LOOKS) {
+        for (int k = 0; k < LOOKS; ++k)
+          if (k < count) {
+            factors[k].start(word(other + k, 0));
+            addends[k].start(word(other + k, 1));
+          }
+        for (int k = 0; k < LOOKS; ++k)
+          if (k < count)
+            seen.then({factors[k].wait(word(other + k, 0)), addends[k].wait(word(other + k, 1))});
+      }
       if (leads && known) start = state.wait(word(known - 1, 0));
     }
     if (leads) seen.addend = seen.of(start);  // the state itself
