@@ -50,7 +50,7 @@ __device__ inline unsigned fence() {
       : "memory");
   return zero;
 }
-// Of `blocks` blocks of 256 threads, as many as a multiprocessor is to hold at least.
+// A multiprocessor is to hold as many blocks of the largest size as Cut::resident says.
 #define BOUNDS(T, RELAYED, blocks) \
   __launch_bounds__(LANES* Cut<T, RELAYED>::SLICES, Cut<T, RELAYED>::resident(blocks))
 __device__ inline void barrier() { __syncthreads(); }
@@ -182,14 +182,15 @@ struct Zoneout {
 
 const int LANES = 32;  // columns of a block
 
-// How tiles are cut: into at most SLICES (where they are RELAYED, just as many) of STEPS steps, with
-// 32 bytes for each value that is kept of them; of pairs twice that where it is in shared memory.
+// How tiles are cut: into at most SLICES (where they are RELAYED, just as many) of STEPS steps,
+// with 32 bytes for each value that is kept of them; of pairs twice that where it is in shared
+// memory. `resident`: how many blocks a multiprocessor has registers for, of `blocks` in float.
 template <typename T, bool RELAYED> struct Cut {
   static const int SLICES = 8, STEPS = 32 / sizeof(typename wide<T>::type);
   __device__ static int slices() { return RELAYED ? SLICES : blockDim.y; }
-  // how many blocks a multiprocessor has registers for, of `blocks` of float
   static constexpr int resident(int blocks) {
-    return sizeof(T) == 8 ? 2 : sizeof(T) == 4 && STEPS == 4 && blocks == 2 ? 3 : blocks;
+    const bool paired = sizeof(T) == 4 && STEPS == 4;
+    return sizeof(T) == 8 ? 2 : paired && blocks == 2 ? 3 : blocks;
   }
 };
 template <typename T> struct Cut<pair<T>, true> {
@@ -471,8 +472,8 @@ template <typename T, int G, bool DRAWN> struct Gates {
 };
 
 template <typename T, int G, bool DRAWN, bool RELAYED>
-__global__ BOUNDS(T, RELAYED, 3) void pool_forward(Shape shape, u64* words, Zoneout zoneout, const T* gates,
-                                          const T* c0, T* h, T* cells, T* c_n) {
+__global__ BOUNDS(T, RELAYED, 3) void pool_forward(
+    Shape shape, u64* words, Zoneout zoneout, const T* gates, const T* c0, T* h, T* cells, T* c_n) {
   typedef typename wide<T>::type A;
   typedef Cut<T, RELAYED> CUT;
   constexpr int U = CUT::STEPS;
@@ -522,9 +523,9 @@ __global__ BOUNDS(T, RELAYED, 3) void pool_forward(Shape shape, u64* words, Zone
 
 // The gradient at the cells is g_s = o_s grad_h_s + (1 - update_(s+1)) g_(s+1).
 template <typename T, int G, bool DRAWN, bool RELAYED>
-__global__ BOUNDS(T, RELAYED, 2) void pool_backward(Shape shape, u64* words, Zoneout zoneout, const T* gates,
-                                           const T* c0, const T* cells, const T* grad_h,
-                                           const T* grad_c_n, T* grad_gates, T* grad_c0) {
+__global__ BOUNDS(T, RELAYED, 2) void pool_backward(
+    Shape shape, u64* words, Zoneout zoneout, const T* gates, const T* c0, const T* cells,
+    const T* grad_h, const T* grad_c_n, T* grad_gates, T* grad_c0) {
   typedef typename wide<T>::type A;
   typedef Cut<T, RELAYED> CUT;
   constexpr int U = CUT::STEPS;
@@ -596,8 +597,8 @@ __global__ BOUNDS(T, RELAYED, 2) void pool_backward(Shape shape, u64* words, Zon
 // ---- linear_recurrence: h_s = f_s h_(s-1) + x_s, with D = 1 and no lengths
 
 template <typename T, bool RELAYED>
-__global__ BOUNDS(T, RELAYED, 4) void recurrence(Shape shape, u64* words, const T* f, const T* x,
-                                        const T* h0, T* h) {
+__global__ BOUNDS(T, RELAYED, 4) void recurrence(
+    Shape shape, u64* words, const T* f, const T* x, const T* h0, T* h) {
   typedef typename wide<T>::type A;
   typedef Cut<T, RELAYED> CUT;
   constexpr int U = CUT::STEPS;
@@ -635,9 +636,9 @@ __global__ BOUNDS(T, RELAYED, 4) void recurrence(Shape shape, u64* words, const 
 
 // g_s = grad_h_s + f_(s+1) g_(s+1) is x's gradient, g_s h_(s-1) is f's.
 template <typename T, bool RELAYED>
-__global__ BOUNDS(T, RELAYED, 3) void recurrence_backward(Shape shape, u64* words, const T* f, const T* h0,
-                                                 const T* h, const T* grad_h, T* grad_f, T* grad_x,
-                                                 T* grad_h0) {
+__global__ BOUNDS(T, RELAYED, 3) void recurrence_backward(
+    Shape shape, u64* words, const T* f, const T* h0, const T* h, const T* grad_h, T* grad_f,
+    T* grad_x, T* grad_h0) {
   typedef typename wide<T>::type A;
   typedef Cut<T, RELAYED> CUT;
   constexpr int U = CUT::STEPS;
