@@ -156,7 +156,8 @@ def test_the_operator_on_pairs_of_channels(
     dtype: torch.dtype, direction: str, pooling: str, T: int, relayed: bool
 ) -> None:
     processors = torch.cuda.get_device_properties(0).multi_processor_count
-    H = cuda.LANES * processors * (1 if relayed else cuda.PAIRS_FROM) // 2
+    most = cuda.PAIRS_FROM["pool_forward"]
+    H = cuda.LANES * processors * (1 if relayed else most) // 2
     grid = cuda._Grid("pool_backward", [random(1, dtype=dtype)], T, 2, 1, H, None, False)
     assert grid.template.startswith("pair") and grid.plan.relayed == relayed
     check_operator(dtype, direction, pooling, T, B=2, H=H)
@@ -183,8 +184,11 @@ def test_wrong_lengths_on_the_device_reach_no_foreign_memory() -> None:
 
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("reverse", [False, True])
-@pytest.mark.parametrize("shape", [(0, 2, 3), (1, 2, 3), (70, 3, 50), (1700, 1, 7)])
-def test_linear_recurrence(dtype: torch.dtype, reverse: bool, shape: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("shape", [(0, 2, 3), (1, 2, 3), (70, 3, 50), (1700, 1, 7), (20, 2, None)])
+def test_linear_recurrence(dtype: torch.dtype, reverse: bool, shape: tuple[Any, ...]) -> None:
+    if shape[2] is None:  # enough for pairs of channels
+        processors = torch.cuda.get_device_properties(0).multi_processor_count
+        shape = (*shape[:2], cuda.LANES * processors * cuda.PAIRS_FROM["recurrence"] // 2)
     T = shape[0]
     inputs = [random(*shape).sigmoid().to(dtype), random(*shape, dtype=dtype)]
     inputs.append(random(*shape[1:], dtype=dtype))

@@ -32,11 +32,19 @@ WARPS = {  # that fill a multiprocessor: as many as pooling.cu's BOUNDS leave re
     "recurrence": 32,
     "recurrence_backward": 24,
 }
-PAIRS_FROM = 24  # warps per multiprocessor: with fewer, one channel a lane is more parallel
+PAIRS_WARPS = {**WARPS, "pool_backward": 24}
+# Warps per multiprocessor from which on a lane takes a pair of channels: with fewer, one channel a
+# lane is more parallel. These and all numbers below are what was best on an H100.
+PAIRS_FROM = {
+    "pool_forward": 24,
+    "pool_backward": 12,
+    "recurrence": 36,
+    "recurrence_backward": 36,
+}
 FEWEST_TILES = 4  # fewer do not make up for what it costs to hand the state on between blocks
 # Tiles after which a block hands its state on: about as many steps (of LANES columns) as the memory
 # moves meanwhile.
-WINDOW_STEPS, MOST_WINDOW = 12_000, 32
+WINDOW_STEPS, MOST_WINDOW = 6_000, 32
 
 SHAPE = np.dtype(
     [(name, np.int64) for name in ("T", "B", "D", "H", "columns")]
@@ -75,19 +83,18 @@ class _Stream(NamedTuple):
 def _launch(
     kernel: str, template: str, like: Tensor, blocks: int, warps: int, arguments: Sequence[Any]
 ) -> None:
-    here = torch.cuda.current_device() == like.device.index
-    with nullcontext() if here else torch.cuda.device(like.device):
-        stream = _Stream(torch.cuda.current_stream().cuda_stream)
+    # torch.cuda's functions for these take as long as the launch
+    device = like.get_device()
+    here = torch._C._cuda_getDevice() == device
+    stream = _Stream(torch._C._cuda_getCurrentRawStream(device))
+    with nullcontext() if here else torch.cuda.device(device):
         _function(kernel, template)((blocks,), (LANES, warps), arguments, stream=stream)
 
 
 @lru_cache(maxsize=1024)  # NumPy takes longer to make these than the GPU for a short scan
 def _struct(dtype: np.dtype[Any], *fields: Any) -> Any:
-    return np.array([fields], dtype=dtype)
-
-
-def _pointer(x: Tensor | None) -> np.uint64:
-    return np.uint64(0 if x is None else x.data_ptr())
+    # as plain bytes: of a struct with fields CuPy would have NumPy describe all of them
+    return np.array([fields], dtype=dtype).view(f"V{dtype.itemsize}")
 
 
 class _Plan(NamedTuple):
@@ -111,12 +118,14 @@ def _plan(kernel: str, size: int, parts: int, T: int, columns: int, processors: 
     """For elements of `size` bytes and states of `parts` times 32 bits, both 2 for a pair."""
     groups = -(-columns // LANES)
     slices, steps = 8, 8 // parts  # as Cut in pooling.cu
-    warps = processors * (16 if size == 8 else WARPS[kernel])
+    paired = parts == 2 and size == 2
+    warps = processors * (16 if size == 8 else (PAIRS_WARPS if paired else WARPS)[kernel])
     fit = warps // max(groups, 1)  # of them for each group
     relayed = fit >= 2 * slices and -(-T // (slices * steps)) >= FEWEST_TILES
     if not relayed:
-        slices = max(1, min(fit, slices, -(-T // steps)))
-    elif parts == 2 and size == 2:
+        fewest = 2 if size == 4 or kernel == "recurrence" else 1
+        slices = max(1, min(max(fit, fewest), slices, -(-T // steps)))
+    elif paired:
         slices, steps = 4, 8
     tiles = -(-T // (slices * steps))
     wanted = WINDOW_STEPS // max(groups * slices * steps, 1)
@@ -149,10 +158,12 @@ class _Grid:
         kind, size = TYPES[self.like.dtype], self.like.itemsize
         processors = _multiprocessors(self.like.device)
         plan = _plan(kernel, size, max(1, size // 4), T, B * D * H, processors)
+        # a recurrence, with little to compute, does not take pairs where blocks hand on the state
+        blocks = plan.blocks if kernel.startswith("pool") else plan.groups
         if (
             size == 2
             and H % 2 == 0
-            and plan.blocks * plan.slices >= PAIRS_FROM * processors
+            and blocks * plan.slices >= PAIRS_FROM[kernel] * processors
             and all(v is None or v.data_ptr() % 4 == 0 for v in inputs)
         ):
             H, kind = H // 2, f"pair<{kind}>"
@@ -170,13 +181,9 @@ class _Grid:
         if plan.relayed:
             count = 2 * plan.tiles * plan.columns * plan.parts
             words = self.like.new_zeros(count, dtype=torch.int64)
-        values = [
-            self.shape,
-            *(
-                _pointer(a) if a is None or isinstance(a, Tensor) else a
-                for a in (words, *arguments)
-            ),
-        ]
+        values = [self.shape]
+        for a in (words, *arguments):
+            values.append(0 if a is None else a.data_ptr() if isinstance(a, Tensor) else a)
         _launch(self.kernel, self.template, self.like, plan.blocks, plan.slices, values)
 
 

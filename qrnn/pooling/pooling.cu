@@ -336,7 +336,7 @@ template <typename V, typename CUT> struct Kept<V, CUT, true> {
 // Null without RELAYED. Tiles count in the order of processing, for backward from the last steps.
 template <typename A, typename CUT, bool RELAYED> struct Relay {
   static const int SLICES = CUT::SLICES, PARTS = sizeof(A) / 4;
-  static const int LOOKS = 4;  // in flight
+  static const int LOOKS = 2;  // in flight
   union Bits {
     A value;
     unsigned parts[PARTS];

@@ -72,7 +72,8 @@ def cuda(library, monkeypatch):
         module._plan.cache_clear()
 
     monkeypatch.setattr(module, "_launch", launch)
-    monkeypatch.setattr(module, "PAIRS_FROM", 0)  # also where a GPU would not be full
+    # also where a GPU would not be full
+    monkeypatch.setattr(module, "PAIRS_FROM", dict.fromkeys(module.PAIRS_FROM, 0))
     module.use = use
     use("relay")
     yield module
@@ -203,7 +204,7 @@ def test_results_do_not_depend_on_the_order_of_the_blocks(cuda, way, dtype):
         (65_536, 320, 8, 1024, 1024 * 10),
         (105, 20 * 640, 7, 2, 400),  # walks
         (8192, 64 * 320, 4, 256, 640),
-        (512, 1 << 20, 1, 64, 1 << 15),
+        (512, 1 << 20, 2, 32, 1 << 15),
     ],
 )
 def test_blocks_fill_the_gpu(cuda, T, columns, slices, tiles, blocks):
@@ -214,7 +215,7 @@ def test_blocks_fill_the_gpu(cuda, T, columns, slices, tiles, blocks):
 
 
 def test_channels_are_paired_where_they_fill_the_gpu_and_lie_as_pairs(cuda, monkeypatch):
-    monkeypatch.setattr(cuda, "PAIRS_FROM", 24)
+    monkeypatch.setattr(cuda, "PAIRS_FROM", {"recurrence": 24, "pool_forward": 24})
     f = torch.rand(3, 1, 24 * 132 * cuda.LANES + 2, dtype=torch.float16)
 
     def launched(f):
@@ -222,12 +223,17 @@ def test_channels_are_paired_where_they_fill_the_gpu_and_lie_as_pairs(cuda, monk
         cuda.linear_recurrence(f, f, f[0], False)
         return [kernel for kernel, *_ in cuda.launched]
 
+    def template(kernel, like):
+        return cuda._Grid(kernel, [like], 8192, 8, 1, 320, None, False).template
+
     assert launched(f) == ["recurrence<pair<half16>, false>"]
     for few in (f[..., : -1 - cuda.LANES], f[..., : -2 - cuda.LANES]):  # the first one is odd, too
         assert launched(few.contiguous()) == ["recurrence<half16, false>"]
     off_by_one = torch.empty(f.numel() + 1, dtype=f.dtype)[1:].view(f.shape).copy_(f)
     assert launched(off_by_one) == ["recurrence<half16, false>"]
     assert launched(f.float()) == ["recurrence<float, false>"]
+    assert template("pool_forward", f) == "pair<half16>, true"
+    assert template("recurrence", f) == "half16, true"  # where blocks hand on the state
 
 
 @pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
