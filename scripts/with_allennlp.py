@@ -163,7 +163,10 @@ def evaluate(directory: Path) -> None:
         return
     test = Path(read_json(directory / "config.json")["train_data_path"]).with_stem("test")
     part = directory / "test.part"
-    call("evaluate", directory / "model.tar.gz", test, "--output-file", part)
+    device = 0 if torch.cuda.is_available() else -1  # on its own it takes the CPU
+    call(
+        "evaluate", directory / "model.tar.gz", test, "--output-file", part, "--cuda-device", device
+    )
     part.replace(measured)
 
 
