@@ -336,7 +336,6 @@ template <typename V, typename CUT> struct Kept<V, CUT, true> {
 // Null without RELAYED. Tiles count in the order of processing, for backward from the last steps.
 template <typename A, typename CUT, bool RELAYED> struct Relay {
   static const int SLICES = CUT::SLICES, PARTS = sizeof(A) / 4;
-  static const int LOOKS = 2;  // in flight
   union Bits {
     A value;
     unsigned parts[PARTS];
@@ -403,20 +402,15 @@ template <typename A, typename CUT, bool RELAYED> struct Relay {
         publish(0, whole.factor);
         publish(1, whole.addend);
       }
-      Look state, factors[LOOKS], addends[LOOKS];
+      Look state, factor, addend;
       if (leads && known) state.start(word(known - 1, 0));
       int share = (shape.window + SLICES - 1) / SLICES;
       int other = known + threadIdx.y * share, count = tile - other < share ? tile - other : share;
 #pragma unroll 1
-      for (; count > 0; count -= LOOKS, other += LOOKS) {
-        for (int k = 0; k < LOOKS; ++k)
-          if (k < count) {
-            factors[k].start(word(other + k, 0));
-            addends[k].start(word(other + k, 1));
-          }
-        for (int k = 0; k < LOOKS; ++k)
-          if (k < count)
-            seen.then({factors[k].wait(word(other + k, 0)), addends[k].wait(word(other + k, 1))});
+      for (; count > 0; --count, ++other) {
+        factor.start(word(other, 0));
+        addend.start(word(other, 1));
+        seen.then({factor.wait(word(other, 0)), addend.wait(word(other, 1))});
       }
       if (leads && known) start = state.wait(word(known - 1, 0));
     }
