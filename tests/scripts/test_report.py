@@ -367,6 +367,13 @@ def test_every_suite_has_its_section_in_reports_only(project):
     assert "conv2d" not in readme and "Not measured yet." in readme
 
 
+def test_how_many_large_scans_reach_what_was_aimed_at(project):
+    large = [{**scan()[0], "bytes": 2**26, "columns": n, "graph_share": n / 100} for n in (84, 85)]
+    records.write(records.RESULTS, bench("scan", "some-gpu", [*scan(), *large]))
+    _, page = rendered(project)
+    assert "float32; at least 85% in 1 of the 2 cells that move 64 MiB or more" in page
+
+
 def test_what_a_record_says_is_no_markdown(project):
     records.write(records.RESULTS, RECORD | {"note": HOSTILE})
     readme, page = rendered(project)
