@@ -56,7 +56,10 @@ torch.serialization.add_safe_globals([QRNNState])  # so that torch.load takes it
 
 State = QRNNState | tuple[Tensor, Tensor]
 
-MANY_ROWS = 1024  # steps times sequences; with fewer, calls cost more than moving data
+# From how much on the convolution's backward makes no windows; with less, what that needs in calls
+# costs more than moving data. Measured by `scripts/benchmark.py convolution`.
+MANY_ROWS = 1024  # steps times sequences, on a CPU
+MANY_WINDOWS = 1 << 25  # elements of all windows, on a GPU
 
 
 def check_size(argument: str, value: object, least: int = 1) -> None:
@@ -221,7 +224,11 @@ class QRNNLayer(nn.Module):
             # as F.linear would, but of k times as much
             inputs = padded.to(torch.get_autocast_dtype(x.device.type))
         traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined]
-        many = not traced and rows * x.shape[1] >= MANY_ROWS
+        number = rows * x.shape[1]
+        if x.device.type == "cpu":
+            many = not traced and number >= MANY_ROWS
+        else:
+            many = not traced and number * weight.shape[1] >= MANY_WINDOWS
         if many and torch.is_grad_enabled() and not is_transformed():
             own = (None if p is None else p.to(inputs.dtype) for p in (weight, bias))
             return _Convolution.apply(inputs, *own, rows), padded

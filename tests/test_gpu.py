@@ -21,9 +21,8 @@ import torch
 from torch import Tensor, nn
 from torch.library import opcheck
 
-from qrnn import QRNN, QRNNLayer, linear_recurrence
+from qrnn import QRNN, QRNNLayer, layers, linear_recurrence
 from qrnn.functional import pool
-from qrnn.layers import MANY_ROWS
 from qrnn.pooling import operator, reference
 from qrnn.pooling.reference import DIRECTIONS, GATES
 
@@ -264,9 +263,13 @@ def test_streaming_equals_one_run() -> None:
 
 
 @pytest.mark.parametrize("bidirectional", [False, True])
-def test_the_convolution_of_many_rows_is_that_of_the_host(bidirectional: bool) -> None:
+@pytest.mark.parametrize("many", [False, True])
+def test_the_convolution_is_that_of_the_host(
+    bidirectional: bool, many: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(layers, "MANY_WINDOWS", 1 if many else 1 << 60)
     layer = QRNNLayer(24, 16, kernel_size=3, bidirectional=bidirectional, dtype=torch.float64)
-    x = torch.randn(MANY_ROWS // 4, 4, 24, dtype=torch.float64)
+    x = torch.randn(256, 4, 24, dtype=torch.float64)
     results = []
     for device in ("cpu", DEVICE):
         layer, x = layer.to(device), x.detach().to(device).requires_grad_()

@@ -694,6 +694,16 @@ class TestManyRows:
             want = torch.autograd.grad(output, leaves, v[n], retain_graph=True)
             close([g[n] for g in found], want, 1e-4)
 
+    @pytest.mark.parametrize(
+        ("I", "T", "B", "many"), [(1024, 128, 128, True), (1024, 127, 128, False)]
+    )
+    def test_elsewhere_than_on_a_cpu_the_windows_count(
+        self, I: int, T: int, B: int, many: bool
+    ) -> None:
+        layer = QRNNLayer(I, 8, kernel_size=2, device="meta")
+        gates, _ = layer.convolve(torch.empty(T, B, I, device="meta"))
+        assert (type(gates.grad_fn).__name__ == "_ConvolutionBackward") == many
+
     def test_no_windows_are_kept_nor_made_in_backward(self) -> None:
         k, T, B, I = 4, 64, 16, 8
         layer = QRNNLayer(I, 2, kernel_size=k)
