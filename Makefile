@@ -46,10 +46,12 @@ download-glove: install  ## word vectors for IMDb, SET=glove.840B.300d or anothe
 bench: install  ## compare the speed with nn.LSTM, into reports/results
 	.venv/bin/python scripts/benchmark.py
 
-# No installation: a GPU machine may have its own torch, and no network.
+# No installation: a GPU machine may have its own torch, and no network. The tests run side by side
+# where there is pytest-xdist.
 gpu-check:  ## on a GPU: all CUDA tests, then the benchmarks; RESULTS=folder for the records
 	@export PYTHONPATH=.; python=$$([ -x .venv/bin/python ] && echo .venv/bin/python || echo $(PYTHON)); \
-	status=0; $$python -m pytest -rs tests/test_gpu.py || status=1; \
+	status=0; several=$$($$python -c 'import xdist; print("-n 8")' 2>/dev/null); \
+	$$python -m pytest -rs $$several tests/test_gpu.py || status=1; \
 	$$python scripts/benchmark.py --device cuda --results "$(or $(RESULTS),reports/results)" || status=1; \
 	exit $$status
 
