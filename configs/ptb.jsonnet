@@ -3,7 +3,8 @@
 //   make data-ptb && allennlp train configs/ptb.jsonnet
 //   allennlp evaluate runs/ptb/model.tar.gz data/ptb/test.txt
 //
-// Cost: half an hour an epoch on one CPU core; meant for a GPU, where it was not timed yet.
+// Cost: half an hour an epoch on one CPU core; an H100 took less than 5 seconds for one,
+// with another run beside it and TF32.
 // Expect: the paper has 82.1 on validation and 78.3 on test with zoneout 0.1, 82.9 and 79.9 without
 // (zoneout=0, or -o '{"model.rnn.zoneout": 0}').
 //
