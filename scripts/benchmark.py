@@ -358,6 +358,8 @@ def peers(device: Device, seconds: float) -> Iterator[Row]:
     Each has its inputs and its gradient in its own layout. One that cannot be used, or that is
     wrong, is a row without a ratio, with the reason.
     """
+    if device.kind == "cuda":
+        neighbours.compile_side_by_side(PEER_SHAPES["cuda"])
     for name, find in neighbours.PEERS.items():
         blank: Row = {"peer": name, "batch": None, "length": None, "units": None, "mode": None}
         blank |= {"ratio": None, "graph_ratio": None, "reason": None}

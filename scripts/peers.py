@@ -1,11 +1,16 @@
 """Other projects' scans for h_t = f_t h_{t-1} + x_t, each in its own layout, for the benchmarks.
 
 None of them is a dependency: those that are installed are measured, and of the others the record
-says why not.
+says why not. As a program, python scripts/peers.py NAME B T H, it compiles what a peer needs.
 """
 
-from collections.abc import Callable
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
+from itertools import product
 from typing import NamedTuple
 
 import torch
@@ -86,3 +91,44 @@ PEERS: dict[str, Callable[[], Peer]] = {
     "torch.compile of the loop": compiled,
 }
 """Name to a function that finds the peer; it raises whatever keeps the peer from being used."""
+
+MANY = 128  # steps, of which no peer but torch.compile makes other kernels than of more
+
+
+def compile_side_by_side(shapes: Sequence[tuple[int, int, int]]) -> None:
+    """Has all peers put into their caches on disk what they compile at the first call.
+
+    In a process for each peer and H of the shapes (B, T, H), on a GPU: one after the other they
+    would take minutes. Which of them fails, and why, shows where it is measured.
+    """
+    shortest = {shape[2]: shape for shape in sorted(shapes, key=lambda s: s[1], reverse=True)}
+    # which kernel is fastest fla has to find out, and remember, with nothing beside it
+    environment = os.environ | {"FLA_CACHE_RESULTS": "0"}
+
+    def compile_one(task: tuple[str, tuple[int, int, int]]) -> None:
+        name, shape = task
+        command = [sys.executable, __file__, name, *map(str, shape)]
+        subprocess.run(command, env=environment, capture_output=True, check=False)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(compile_one, product(PEERS, shortest.values())))
+
+
+def first_call(name: str, B: int, T: int, H: int, device: str) -> None:
+    """Forward alone, and with backward, unless the peer is not measured for so many steps."""
+    peer = PEERS[name]()
+    if T > peer.most_steps:
+        return
+    f, x = torch.rand(2, min(T, MANY), B, H, device=device)
+    native = [peer.native(value).detach() for value in peer.inputs(f, x)]
+    with torch.no_grad():
+        peer.scan(*native)
+    for value in native:
+        value.requires_grad_()
+    h = peer.scan(*native)
+    torch.autograd.grad(h, native, torch.ones_like(h))
+
+
+if __name__ == "__main__":
+    name, B, T, H = sys.argv[1:]
+    first_call(name, int(B), int(T), int(H), "cuda")

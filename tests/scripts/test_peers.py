@@ -71,3 +71,27 @@ def test_what_is_missing_says_why(name, monkeypatch):
         monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises((ImportError, NotImplementedError)):
         peers.PEERS[name]()
+
+
+def test_the_first_call_goes_forward_and_backward(monkeypatch):
+    seen = []
+
+    def scan(f, x):
+        seen.append((f.shape, f.requires_grad))
+        return loop(f, x, 0)
+
+    peer = peers.Peer((0, 1, 2), lambda f, x: (f, x), scan, most_steps=200)
+    monkeypatch.setattr(peers, "PEERS", {"A": lambda: peer})
+    peers.first_call("A", 2, 130, 3, "cpu")
+    assert seen == [((128, 2, 3), False), ((128, 2, 3), True)]
+    peers.first_call("A", 2, 201, 3, "cpu")
+    assert len(seen) == 2
+
+
+def test_each_peer_is_compiled_for_each_size_in_a_process_of_its_own(monkeypatch):
+    commands = []
+    monkeypatch.setattr(peers, "PEERS", dict.fromkeys("AB"))
+    monkeypatch.setattr(peers.subprocess, "run", lambda command, **_: commands.append(command[2:]))
+    peers.compile_side_by_side([(8, 64, 4), (9, 128, 4), (1, 7, 5)])
+    of_each = [["8", "64", "4"], ["1", "7", "5"]]
+    assert sorted(commands) == sorted([name, *shape] for name in "AB" for shape in of_each)
