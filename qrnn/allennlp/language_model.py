@@ -22,7 +22,8 @@ from qrnn.layers import QRNN
 
 RNNS: Dict[str, Any] = {"qrnn": QRNN, "lstm": nn.LSTM}
 FIXED = ("batch_first", "bidirectional", "proj_size")  # options that a stream leaves no choice in
-LOGITS = 1 << 23  # how many are in memory at a time
+# How many are in memory at a time; more on a GPU, where what costs is the number of calls.
+LOGITS, GPU_LOGITS = 1 << 23, 1 << 25
 
 
 class _SummedCrossEntropy(torch.autograd.Function):
@@ -33,18 +34,18 @@ class _SummedCrossEntropy(torch.autograd.Function):
         wanted = any(ctx.needs_input_grad)
         inputs = (hidden, weight) if bias is None else (hidden, weight, bias)
         grads = [torch.zeros_like(x) for x in inputs] if wanted else []
-        rows = max(1, LOGITS // len(weight))
+        rows = max(1, (GPU_LOGITS if hidden.is_cuda else LOGITS) // len(weight))
         total = torch.zeros((), device=hidden.device, dtype=_exact(hidden.dtype))
         for start in range(0, len(hidden), rows):
             h, t = hidden[start : start + rows], targets[start : start + rows, None]
             logits = F.linear(h, weight, bias)
             dtype = logits.dtype  # under autocast another one than the parameters'
-            logits = logits.to(_exact(dtype))
-            log_sum = logits.logsumexp(1, keepdim=True)
-            total += (log_sum - logits.gather(1, t)).sum()
+            log_p = logits.log_softmax(1, dtype=_exact(dtype))
+            del logits
+            total -= log_p.gather(1, t).sum()
             if wanted:
-                grad = logits.sub_(log_sum).exp_()
-                grad.scatter_add_(1, t, torch.full_like(log_sum, -1))
+                grad = log_p.exp_()
+                grad.scatter_add_(1, t, grad.new_full(t.shape, -1))
                 if bias is not None:
                     grads[2] += grad.sum(0)
                 grad = grad.to(dtype)
