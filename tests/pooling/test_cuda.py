@@ -25,10 +25,10 @@ SOURCE = Path(reference.__file__).with_name("pooling.cu")
 HOST = Path(__file__).with_name("host.cpp")
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 3e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
 PAIRED = (torch.float16, torch.bfloat16)
-WAYS = {  # multiprocessors, WINDOW_STEPS
-    "relay": (132, 12_000),  # a block for each tile, all of the tests' tiles in one window
-    "windows": (132, 700),  # the same with a few tiles in each
-    "walk": (1, 12_000),  # a block walks over all tiles
+WAYS = {  # multiprocessors, WINDOW_STEPS, FEWEST_TILES
+    "relay": (132, 12_000, 4),  # a block for each tile, all of the tests' tiles in one window
+    "windows": (132, 700, 4),  # the same with a few tiles in each
+    "walk": (1, 12_000, 1 << 30),  # a block walks over all tiles
 }
 
 
@@ -67,7 +67,7 @@ def cuda(library, monkeypatch):
         assert library.launch(kernel.encode(), *sizes, pointers) == 0, kernel
 
     def use(how):
-        processors, module.WINDOW_STEPS = WAYS[how]
+        processors, module.WINDOW_STEPS, module.FEWEST_TILES = WAYS[how]
         module._multiprocessors = lambda device: processors
         module._plan.cache_clear()
 
@@ -203,7 +203,8 @@ def test_results_do_not_depend_on_the_order_of_the_blocks(cuda, way, dtype):
         (193, 2560, 8, 4, 4 * 80),
         (65_536, 320, 8, 1024, 1024 * 10),
         (105, 20 * 640, 7, 2, 400),  # walks
-        (8192, 64 * 320, 4, 256, 640),
+        (8192, 64 * 320, 8, 128, 128 * 640),
+        (8192, 256 * 320, 2, 512, 2560),
         (512, 1 << 20, 2, 32, 1 << 15),
     ],
 )
