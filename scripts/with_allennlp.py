@@ -193,5 +193,6 @@ def outcome(directory: Path) -> dict[str, Any]:
 
 
 def call(*arguments: object) -> None:
-    command = [sys.executable, "-m", "allennlp", *map(str, arguments)]
+    # qrnn.allennlp: also where Python reads no .pth files
+    command = [sys.executable, "-m", "qrnn.allennlp", *map(str, arguments)]
     subprocess.run(command, check=True, close_fds=False)  # it shares experiment.run's lock

@@ -218,5 +218,6 @@ def log(attempt: Path) -> str:
 
 
 def call(*arguments: object) -> None:
-    command = [sys.executable, "-m", "joeynmt", *map(str, arguments)]
+    # qrnn.joeynmt: also where Python reads no .pth files
+    command = [sys.executable, "-m", "qrnn.joeynmt", *map(str, arguments)]
     subprocess.run(command, check=True, close_fds=False)  # it shares experiment.run's lock

@@ -270,3 +270,8 @@ def test_best_weights_follow_the_checkpoint(tmp_path):
     state["metric_tracker"]["is_best_so_far"] = False
     cut(best)
     assert not with_allennlp.has_best(tmp_path, with_allennlp.Checkpoint(model, state))
+
+
+def test_the_start_up_hook_is_not_needed(monkeypatch):
+    monkeypatch.setenv("QRNN_STARTUP", "0")
+    with_allennlp.call("evaluate", "--help")
