@@ -292,7 +292,7 @@ def test_overrides_fit_their_configs(profile, vectors):
                 overrides = step.command[step.command.index("--overrides") + 1]
             Params.from_file(str(SCRIPTS.parent / step.command[2]), overrides)
             trained += 1
-    assert trained == (15 if profile == "full" else 14)
+    assert trained == 15
 
 
 def test_what_runs_at_the_same_time(monkeypatch):
