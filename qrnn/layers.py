@@ -224,11 +224,10 @@ class QRNNLayer(nn.Module):
             # as F.linear would, but of k times as much
             inputs = padded.to(torch.get_autocast_dtype(x.device.type))
         traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined]
-        number = rows * x.shape[1]
-        if x.device.type == "cpu":
-            many = not traced and number >= MANY_ROWS
-        else:
-            many = not traced and number * weight.shape[1] >= MANY_WINDOWS
+        amount, least = rows * x.shape[1], MANY_ROWS
+        if x.device.type != "cpu":
+            amount, least = amount * weight.shape[1], MANY_WINDOWS
+        many = not traced and amount >= least
         if many and torch.is_grad_enabled() and not is_transformed():
             own = (None if p is None else p.to(inputs.dtype) for p in (weight, bias))
             return _Convolution.apply(inputs, *own, rows), padded

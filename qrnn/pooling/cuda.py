@@ -121,9 +121,11 @@ def _plan(kernel: str, size: int, parts: int, T: int, columns: int, processors: 
     paired = parts == 2 and size == 2
     warps = processors * (16 if size == 8 else (PAIRS_WARPS if paired else WARPS)[kernel])
     fit = warps // max(groups, 1)  # of them for each group
+    # warps for a group from which on handing on pays: few in float32
     enough = 3 if size == 4 else 2 * slices
     relayed = fit >= enough and -(-T // (slices * steps)) >= FEWEST_TILES
     if not relayed:
+        # in float32, and in this kernel, a second warp pays even where they no longer fit
         fewest = 2 if size == 4 or kernel == "recurrence" else 1
         slices = max(1, min(max(fit, fewest), slices, -(-T // steps)))
     elif paired:
