@@ -123,7 +123,10 @@ def _plan(kernel: str, size: int, parts: int, T: int, columns: int, processors: 
     fit = warps // max(groups, 1)  # of them for each group
     # warps for a group from which on handing on pays: few in float32
     enough = 3 if size == 4 else 2 * slices
-    relayed = fit >= enough and -(-T // (slices * steps)) >= FEWEST_TILES
+    tiles = -(-T // (slices * steps))
+    relayed = fit >= enough and tiles >= FEWEST_TILES
+    if paired and kernel != "recurrence":
+        relayed |= fit >= slices and tiles >= 4 * FEWEST_TILES
     if not relayed:
         # in float32, and in this kernel, a second warp pays even where they no longer fit
         fewest = 2 if size == 4 or kernel == "recurrence" else 1
@@ -161,16 +164,14 @@ class _Grid:
         kind, size = TYPES[self.like.dtype], self.like.itemsize
         processors = _multiprocessors(self.like.device)
         plan = _plan(kernel, size, max(1, size // 4), T, B * D * H, processors)
-        # a recurrence, with little to compute, does not take pairs where blocks hand on the state
-        blocks = plan.blocks if kernel.startswith("pool") else plan.groups
-        if (
-            size == 2
-            and H % 2 == 0
-            and blocks * plan.slices >= PAIRS_FROM[kernel] * processors
-            and all(v is None or v.data_ptr() % 4 == 0 for v in inputs)
-        ):
-            H, kind = H // 2, f"pair<{kind}>"
-            plan = _plan(kernel, size, 2, T, B * D * H, processors)
+        if size == 2 and H % 2 == 0 and all(v is None or v.data_ptr() % 4 == 0 for v in inputs):
+            pairs = _plan(kernel, size, 2, T, B * D * H // 2, processors)
+            warps = plan.groups * plan.slices
+            # a recurrence, with little to compute, takes no pairs where blocks hand on the state
+            if pairs.relayed and kernel != "recurrence":
+                warps *= plan.tiles
+            if warps >= PAIRS_FROM[kernel] * processors:
+                H, kind, plan = H // 2, f"pair<{kind}>", pairs
         self.plan, self.template = plan, f"{kind}{more}, {str(plan.relayed).lower()}"
         start = 0 if lengths is None else lengths.data_ptr()
         sizes = (T, B, D, H, plan.columns, plan.groups, plan.tiles, plan.window)
@@ -182,7 +183,7 @@ class _Grid:
         if not plan.blocks:
             return
         if plan.relayed:
-            count = 2 * plan.tiles * plan.columns * plan.parts
+            count = plan.tiles * plan.columns * plan.parts
             words = self.like.new_zeros(count, dtype=torch.int64)
         values = [self.shape]
         for a in (words, *arguments):

@@ -331,14 +331,14 @@ template <typename V, typename CUT> struct Kept<V, CUT, true> {
 // indices (CUB's scans rely on it too). What is combined with what does not depend on time, so that
 // results are reproducible.
 //
-// `words` (tiles, 2, columns, PARTS), zeroed before: each holds 32 bits of a value in its lower
-// half, and 1 in the upper half once they are there, so that no other order of memory is needed.
-// Null without RELAYED. Tiles count in the order of processing, for backward from the last steps.
+// `words` (tiles, columns, WORDS), zeroed before: each holds bits of a Map, inverted, so that it is
+// not 0 once they are there, and no other order of memory is needed. Null without RELAYED. Tiles
+// count in the order of processing, for backward from the last steps.
 template <typename A, typename CUT, bool RELAYED> struct Relay {
-  static const int SLICES = CUT::SLICES, PARTS = sizeof(A) / 4;
+  static const int SLICES = CUT::SLICES, WORDS = sizeof(Map<A>) / 8;
   union Bits {
-    A value;
-    unsigned parts[PARTS];
+    Map<A> map;
+    u64 words[WORDS];
     __device__ Bits() {}
   };
   const Shape& shape;
@@ -353,31 +353,31 @@ template <typename A, typename CUT, bool RELAYED> struct Relay {
     maps = shared<Map<A>, (1 + RELAYED) * SLICES * LANES>();
   }
 
-  __device__ volatile u64* word(int tile, int slot) const {
-    return words + ((2ll * tile + slot) * shape.columns + column.n) * PARTS;
+  __device__ volatile u64* place(int tile) const {
+    return words + ((i64)tile * shape.columns + column.n) * WORDS;
   }
-  __device__ void publish(int slot, A value) const {
+  __device__ void publish(const Map<A>& map) const {
     Bits bits;
-    bits.value = value;
-    for (int part = 0; part < PARTS; ++part)
-      word(tile, slot)[part] = (u64)1 << 32 | bits.parts[part];
+    bits.map = map;
+    for (int n = 0; n < WORDS; ++n)  // all ones are NaNs, as is what stands for them
+      place(tile)[n] = bits.words[n] == ~0ull ? 1 : ~bits.words[n];
   }
-  // Reads a value that another block publishes: first a look, of which several can be in flight.
+  // Reads a Map that another block publishes: first a look, of which several can be in flight.
   struct Look {
-    u64 seen[PARTS];
-    __device__ void start(volatile u64* word) {
-      for (int part = 0; part < PARTS; ++part) seen[part] = word[part];
+    u64 seen[WORDS];
+    __device__ void start(volatile u64* place) {
+      for (int n = 0; n < WORDS; ++n) seen[n] = place[n];
     }
-    __device__ A wait(volatile u64* word) {
+    __device__ Map<A> wait(volatile u64* place) {
       Bits bits;
-      for (int part = 0; part < PARTS; ++part) {
-        while (!(seen[part] >> 32)) {
+      for (int n = 0; n < WORDS; ++n) {
+        while (!seen[n]) {
           idle();
-          seen[part] = word[part];
+          seen[n] = place[n];
         }
-        bits.parts[part] = (unsigned)seen[part];
+        bits.words[n] = ~seen[n];
       }
-      return bits.value;
+      return bits.map;
     }
   };
 
@@ -399,20 +399,18 @@ template <typename A, typename CUT, bool RELAYED> struct Relay {
       if (leads && since + 1 < shape.window) {
         Map<A> whole = identity<A>();
         for (int y = 0; y < SLICES; ++y) whole.then(row[y * LANES]);
-        publish(0, whole.factor);
-        publish(1, whole.addend);
+        publish(whole);
       }
-      Look state, factor, addend;
-      if (leads && known) state.start(word(known - 1, 0));
+      Look state, map;
+      if (leads && known) state.start(place(known - 1));
       int share = (shape.window + SLICES - 1) / SLICES;
       int other = known + threadIdx.y * share, count = tile - other < share ? tile - other : share;
 #pragma unroll 1
       for (; count > 0; --count, ++other) {
-        factor.start(word(other, 0));
-        addend.start(word(other, 1));
-        seen.then({factor.wait(word(other, 0)), addend.wait(word(other, 1))});
+        map.start(place(other));
+        seen.then(map.wait(place(other)));
       }
-      if (leads && known) start = state.wait(word(known - 1, 0));
+      if (leads && known) start = state.wait(place(known - 1)).addend;
     }
     if (leads) seen.addend = seen.of(start);  // the state itself
     const Map<A>* others = put(1, seen);
@@ -433,7 +431,7 @@ template <typename A, typename CUT, bool RELAYED> struct Relay {
       state = row[y * LANES].of(state);
     }
     bool handed_on = RELAYED && !((tile + 1) & (shape.window - 1));
-    if (handed_on && threadIdx.y == 0 && column.exists) publish(0, state);
+    if (handed_on && threadIdx.y == 0 && column.exists) publish({A(0), state});
     return before;
   }
   // whether this thread is the one to write what the last tile leaves

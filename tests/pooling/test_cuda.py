@@ -216,7 +216,7 @@ def test_blocks_fill_the_gpu(cuda, T, columns, slices, tiles, blocks):
 
 
 def test_channels_are_paired_where_they_fill_the_gpu_and_lie_as_pairs(cuda, monkeypatch):
-    monkeypatch.setattr(cuda, "PAIRS_FROM", {"recurrence": 24, "pool_forward": 24})
+    monkeypatch.setattr(cuda, "PAIRS_FROM", dict.fromkeys(cuda.PAIRS_FROM, 24))
     f = torch.rand(3, 1, 24 * 132 * cuda.LANES + 2, dtype=torch.float16)
 
     def launched(f):
@@ -235,6 +235,7 @@ def test_channels_are_paired_where_they_fill_the_gpu_and_lie_as_pairs(cuda, monk
     assert launched(f.float()) == ["recurrence<float, false>"]
     assert template("pool_forward", f) == "pair<half16>, true"
     assert template("recurrence", f) == "half16, true"  # where blocks hand on the state
+    assert template("recurrence_backward", f) == "pair<half16>, true"
 
 
 @pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
