@@ -711,7 +711,7 @@ def main() -> None:
     parser.add_argument("suites", nargs="*", metavar="SUITE", help=", ".join(SUITES))
     best = "cuda" if torch.cuda.is_available() else "cpu"
     parser.add_argument("--device", choices=("cpu", "cuda"), default=best, help=f"here: {best}")
-    parser.add_argument("--seconds", type=float, help="repeat a row so long (CPU 1, CUDA 0.1)")
+    parser.add_argument("--seconds", type=float, help="repeat a row so long (CPU 1, CUDA 0.03)")
     parser.add_argument("--results", type=Path, default=records.RESULTS)
     arguments = parser.parse_args()
     for name in arguments.suites:

@@ -90,7 +90,7 @@ class Cuda:
     dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.bfloat16)
     limit = 6 * 10**9
     copied = 2**30
-    seconds = 0.1
+    seconds = 0.03
 
     def __init__(self) -> None:
         torch.backends.cuda.matmul.allow_tf32 = False
