@@ -49,7 +49,7 @@ bench: install  ## compare the speed with nn.LSTM, into reports/results
 # No installation: a GPU machine may have its own torch, and no network. The tests run side by side
 # where there is pytest-xdist.
 gpu-check:  ## on a GPU: all CUDA tests, then the benchmarks; RESULTS=folder for the records
-	@export PYTHONPATH=.; python=$$([ -x .venv/bin/python ] && echo .venv/bin/python || echo $(PYTHON)); \
+	@export PYTHONPATH=".$${PYTHONPATH:+:$$PYTHONPATH}"; python=$$([ -x .venv/bin/python ] && echo .venv/bin/python || echo $(PYTHON)); \
 	status=0; several=$$($$python -c 'import xdist; print("-n 8")' 2>/dev/null); \
 	$$python -m pytest -rs $$several tests/test_gpu.py || status=1; \
 	$$python scripts/benchmark.py --device cuda --results "$(or $(RESULTS),reports/results)" || status=1; \
