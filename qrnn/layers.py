@@ -59,7 +59,7 @@ State = QRNNState | tuple[Tensor, Tensor]
 # From how much on the convolution's backward makes no windows; with less, what that needs in calls
 # costs more than moving data. Measured by `scripts/benchmark.py convolution`.
 MANY_ROWS = 1024  # steps times sequences, on a CPU
-MANY_WINDOWS = 1 << 25  # elements of all windows, on a GPU
+MANY_WINDOWS = 3 << 24  # elements of all windows, on a GPU
 
 
 def check_size(argument: str, value: object, least: int = 1) -> None:
