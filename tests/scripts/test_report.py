@@ -217,6 +217,14 @@ def test_a_translation_is_rendered_with_its_curves_and_attention(project):
     assert plot.startswith("<?xml") and ">$<" in plot
 
 
+def test_how_was_calculated_is_told_and_is_no_change_of_the_model(project):
+    records.write(records.RESULTS, FULL | {"note": "TF32 in matrix products"})
+    _, page = rendered(project)
+    row = next(line for line in page.splitlines() if line.startswith("| k2; official data; "))
+    assert "as published" in row and "; TF32 in matrix products |" in row
+    assert "Of 12 published results, 1 has been measured again" in page
+
+
 def test_language_models_are_rendered_with_their_curves(project):
     path = records.write(records.RESULTS, LANGUAGE)
     records.write(records.RESULTS, START)
