@@ -177,6 +177,12 @@ def test_special_values_go_through(cuda):
             torch.testing.assert_close(a, b, equal_nan=True)
 
 
+def test_nan_of_any_bits_goes_from_block_to_block(cuda):
+    nan = torch.full((300, 1, 40), -1, dtype=torch.int32).view(torch.float32)
+    assert cuda.linear_recurrence(nan, nan, nan[0], False).isnan().all()
+    assert all("true>" in kernel for kernel, *_ in cuda.launched)
+
+
 def test_inputs_need_not_be_contiguous(cuda):
     gates = torch.randn(15, 4, 6).permute(2, 1, 0)
     assert not gates.is_contiguous()
