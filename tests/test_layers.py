@@ -700,7 +700,7 @@ class TestManyRows:
     def test_elsewhere_than_on_a_cpu_the_windows_count(
         self, I: int, T: int, B: int, many: bool
     ) -> None:
-        layer = QRNNLayer(I, 8, kernel_size=2, device="meta")
+        layer = QRNNLayer(I, 8, kernel_size=3, device="meta")
         gates, _ = layer.convolve(torch.empty(T, B, I, device="meta"))
         assert (type(gates.grad_fn).__name__ == "_ConvolutionBackward") == many
 
