@@ -248,8 +248,8 @@ class QRNNDecoder(nn.Module):
             if n:
                 x = F.dropout(x, self.dropout, self.training)
             window = state.window[n]
-            gates, padded = layer.convolve(x, window.to(x.dtype))
-            windows.append(padded[x.shape[0] :].clone() if layer.kernel_size > 1 else window)
+            gates, extended = layer.convolve(x, window.to(x.dtype))
+            windows.append(extended[x.shape[0] :].clone() if layer.kernel_size > 1 else window)
             # not in place: a linear layer's output may be a view, for which autograd copies more
             gates = gates + state.condition[n].to(gates.dtype)
             if n + 1 == self.num_layers and layer.pooling != "f":

@@ -24,7 +24,7 @@ from qrnn.functional import (
     check_probability,
     pool,
 )
-from qrnn.pooling.operator import is_transformed
+from qrnn.pooling import operator
 from qrnn.pooling.reference import GATES
 
 
@@ -196,42 +196,38 @@ class QRNNLayer(nn.Module):
         """The pre-activations of x (T, B, I), to be pooled.
 
         window: the k - 1 inputs before x, (k - 1, B, I); zeros when None. Not checked.
-        Returns the gates (T + |shift|, B, D * G * H), and the padded input, of which with masked
-        windows in one direction the last k - 1 rows are the window for what comes after x.
+        Returns the gates (T + |shift|, B, D * G * H), and x with `window` before it, of which with
+        masked windows in one direction the last k - 1 rows are the window for what comes after.
         """
-        steps, k = x.shape[0], self.kernel_size  # len() would fix the steps in torch.export
+        k, bias = self.kernel_size, self.bias
         weight: Tensor = self.weight
         if self.weight_dropout and self.training:
             weight = F.dropout(weight, self.weight_dropout)
         if k == 1:
-            return F.linear(x, weight, self.bias), x
-        left = k - 1 if self.masked else (k - 1) // 2
-        right = k - 1 - left
+            return F.linear(x, weight, bias), x
+        before = k - 1 if self.masked else (k - 1) // 2
+        after = k - 1 - before
         if window is not None:
-            padded = torch.cat([window, x])
+            x, before = torch.cat([window, x]), 0
         elif self.bidirectional:
             # both directions read the same windows, the reverse one `shift` rows later and each
             # window from its end
-            padded = F.pad(x, (0, 0, 0, 0, max(left, right), max(left, right)))
+            before = after = max(before, after)
             forward, reverse = weight.chunk(2)
             mirrored = reverse.unflatten(1, (k, self.input_size)).flip(1).flatten(1)
             weight = torch.cat([forward, mirrored])
-        else:
-            padded = F.pad(x, (0, 0, 0, 0, left, right))
-        rows, bias = steps + abs(self.shift), self.bias
-        inputs = padded
+        inputs = x
         if autocasts(x.device) and x.dtype != torch.float64:
             # as F.linear would, but of k times as much
-            inputs = padded.to(torch.get_autocast_dtype(x.device.type))
-        traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined]
-        amount, least = rows * x.shape[1], MANY_ROWS
-        if x.device.type != "cpu":
-            amount, least = amount * weight.shape[1], MANY_WINDOWS
-        many = not traced and amount >= least
-        if many and torch.is_grad_enabled() and not is_transformed():
+            inputs = x.to(torch.get_autocast_dtype(x.device.type))
+        if not _is_much(x, weight.shape[1], before + after):
+            return F.linear(operator.windows(inputs, k, before, after), weight, bias), x
+        if before or after:
+            inputs = F.pad(inputs, (0, 0, 0, 0, before, after))
+        if torch.is_grad_enabled() and not operator.is_transformed():
             own = (None if p is None else p.to(inputs.dtype) for p in (weight, bias))
-            return _Convolution.apply(inputs, *own, rows), padded
-        return _convolve(inputs, weight, bias, rows, many), padded
+            return _Convolution.apply(inputs, *own, k), x
+        return _convolve(inputs, weight, bias, k), x
 
     def check_streaming(self) -> None:
         """Raises ValueError unless the layer runs from left to right only."""
@@ -280,7 +276,7 @@ class QRNNLayer(nn.Module):
             lengths = check_lengths(lengths, B, T, x.device)
             x = x if zero_padded else _zero_padding(x, lengths)
         window = state.window[0].to(x.dtype) if isinstance(state, QRNNState) else None
-        gates, padded = self.convolve(x, window)
+        gates, extended = self.convolve(x, window)
         h0, c0 = (None, None) if state is None else (s.to(gates.dtype) for s in state[:2])
         output, c_n = pool(
             self.pooling,
@@ -298,10 +294,10 @@ class QRNNLayer(nn.Module):
             return output, (h_n, c_n)
         k = self.kernel_size
         if lengths is None:
-            window = padded[T:].clone() if k > 1 else window
+            window = extended[T:].clone() if k > 1 else window
         else:
             rows = lengths + torch.arange(k - 1, device=x.device)[:, None]
-            window = padded[rows, torch.arange(B, device=x.device)]
+            window = extended[rows, torch.arange(B, device=x.device)]
         return output, QRNNState(h_n, c_n, (window,))
 
 
@@ -314,19 +310,26 @@ def _zero_padding(x: Tensor, lengths: Tensor) -> Tensor:
     return x.masked_fill(padding[:, :, None], 0)
 
 
-def _convolve(padded: Tensor, weight: Tensor, bias: Tensor | None, rows: int, many: bool) -> Tensor:
+def _is_much(x: Tensor, width: int, padding: int) -> bool:
+    """Whether the convolution of x (T, B, I) is to do without windows, of I * k = `width`."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined]
+        return False
+    T, B, I = x.shape
+    rows = (T + padding - width // I + 1) * B
+    return rows >= MANY_ROWS if x.device.type == "cpu" else rows * width >= MANY_WINDOWS
+
+
+def _convolve(padded: Tensor, weight: Tensor, bias: Tensor | None, k: int) -> Tensor:
     """padded (rows + k - 1, B, I) to (rows, B, N), weight (N, k * I), bias (N)."""
-    k = padded.shape[0] - rows + 1
     if (
-        many
-        and padded.device.type == "cpu"
+        padded.device.type == "cpu"
         and padded.dtype == torch.float32
         and torch.backends.mkldnn.is_available()
     ):
         # oneDNN's convolution, of an image (1, I, steps, B) with the channels last
         kernel = weight.unflatten(1, (k, 1, padded.shape[2])).permute(0, 3, 1, 2)
         return F.conv2d(padded.permute(2, 0, 1)[None], kernel, bias)[0].permute(1, 2, 0)
-    return F.linear(torch.cat([padded[j : j + rows] for j in range(k)], -1), weight, bias)
+    return F.linear(operator.windows(padded, k, 0, 0), weight, bias)
 
 
 class _Convolution(torch.autograd.Function):
@@ -336,9 +339,9 @@ class _Convolution(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, padded: Tensor, weight: Tensor, bias: Any, rows: int) -> Tensor:
+    def forward(ctx: Any, padded: Tensor, weight: Tensor, bias: Any, k: int) -> Tensor:
         ctx.save_for_backward(padded, weight)
-        return _convolve(padded, weight, bias, rows, True)
+        return _convolve(padded, weight, bias, k)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:

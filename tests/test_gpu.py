@@ -280,6 +280,26 @@ def test_the_convolution_is_that_of_the_host(
         torch.testing.assert_close(device_value, host, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize(("k", "before", "after"), [(1, 0, 0), (2, 1, 0), (6, 5, 5)])
+@pytest.mark.parametrize("I", [5, 320])
+def test_the_windows(dtype: torch.dtype, k: int, before: int, after: int, I: int) -> None:
+    x, sizes = random(100, 7, I, dtype=dtype), (k, before, after)
+    expected = reference.windows(x, *sizes)
+    assert torch.equal(operator.windows(x, *sizes), expected)
+    grads = [random(*expected.shape, dtype=dtype)]
+    assert_as_good(
+        with_gradients(lambda x: [operator.windows(x, *sizes)], [x], grads),
+        with_gradients(lambda x: [reference.windows(x, *sizes)], [x], grads),
+        with_gradients(lambda x: [reference.windows(x, *sizes)], [x.double()], grads),
+    )
+
+
+def test_windows_can_be_differentiated_twice() -> None:
+    x = random(5, 2, 3, dtype=torch.float64).requires_grad_()
+    assert torch.autograd.gradgradcheck(lambda x: operator.windows(x, 3, 1, 1).sin(), x)
+
+
 def test_zoneout_keeps_cells_at_its_rate_and_a_seed_fixes_it() -> None:
     gates = random(2, 64, 2 * 500)
     torch.cuda.manual_seed(3)

@@ -45,6 +45,7 @@ FEWEST_TILES = 4  # fewer do not make up for what it costs to hand the state on 
 # Tiles after which a block hands its state on: about as many steps (of LANES columns) as the memory
 # moves meanwhile.
 WINDOW_STEPS, MOST_WINDOW = 6_000, 32
+SLIDING_WARPS = 8  # of a block that moves the convolution's windows
 
 SHAPE = np.dtype(
     [(name, np.int64) for name in ("T", "B", "D", "H", "columns")]
@@ -53,6 +54,7 @@ SHAPE = np.dtype(
     + [(name, np.int32) for name in ("reverse", "shift")],
     align=True,
 )
+WINDOWS = np.dtype([(name, np.int64) for name in ("rows", "T", "B", "I", "k", "before")])
 ZONEOUT = np.dtype([("seed", np.int64), ("threshold", np.uint64), ("keep", np.float64)], align=True)
 
 
@@ -284,3 +286,38 @@ def linear_recurrence_backward(
     grad_f, grad_x, grad_h0 = torch.empty_like(f), torch.empty_like(f), torch.empty_like(h0)
     grid.run(f, h0, h, grad_h, grad_f, grad_x, grad_h0)
     return grad_f, grad_x, grad_h0
+
+
+def windows(x: Tensor, k: int, before: int, after: int) -> Tensor:
+    """See `operator.windows`."""
+    x = x.contiguous()
+    T, B, I = x.shape
+    rows = T + before + after - k + 1
+    out = x.new_empty(rows, B, k * I)
+    _slide("windows", x, out, (rows, T, B, I, k, before), rows + k - 1)
+    return out
+
+
+def windows_backward(grad: Tensor, k: int, before: int, after: int) -> Tensor:
+    """See `reference.windows_backward`."""
+    grad = grad.contiguous()
+    rows, B, N = grad.shape
+    T, I = rows - before - after + k - 1, N // k
+    grad_x = grad.new_empty(T, B, I)
+    _slide("windows_backward", grad, grad_x, (rows, T, B, I, k, before), T)
+    return grad_x
+
+
+def _slide(kernel: str, source: Tensor, target: Tensor, sizes: tuple[int, ...], steps: int) -> None:
+    """`sizes` are those of WINDOWS; `steps`, of B * I elements, are what the lanes are for."""
+    rows, T, B, I, k, before = sizes
+    each = 16 // source.itemsize  # elements of a lane: 16 bytes where they lie so
+    if I % each or source.data_ptr() % 16:
+        each = 1
+    I //= each
+    blocks = -(-steps * B * I // (LANES * SLIDING_WARPS))
+    if blocks:
+        shape = _struct(WINDOWS, rows, T, B, I, k, before)
+        arguments = (shape, source.data_ptr(), target.data_ptr())
+        template = f"{TYPES[source.dtype]}, {each}"
+        _launch(kernel, template, source, blocks, SLIDING_WARPS, arguments)

@@ -91,6 +91,15 @@ def linear_recurrence(f: Tensor, x: Tensor, h0: Tensor, reverse: bool) -> Tensor
     return h
 
 
+def windows(x: Tensor, k: int, before: int, after: int) -> Tensor:
+    """The windows of x (T, B, I) with so many rows of zeros before and after it: k steps each.
+
+    Returns (T + before + after - k + 1, B, k * I). No operator of torch's: a compiler does better
+    with what the reference is made of.
+    """
+    return _slide("windows", _Windows, x, k, before, after)
+
+
 def is_transformed() -> bool:
     """Whether a transform of torch.func, or forward-mode differentiation, is at work.
 
@@ -358,3 +367,40 @@ def _composed_gradient(
     before = torch.cat([h[1:], h0[None]] if reverse else [h0[None], h[:-1]])
     first = -1 if reverse else 0
     return grad_x * before, grad_x, f[first] * grad_x[first]
+
+
+def _slide(name: str, function: type[torch.autograd.Function], x: Tensor, *sizes: int) -> Tensor:
+    result: Tensor
+    if not _is_eager(x) or not hasattr(_backend(x.device.type), name):
+        result = getattr(reference, name)(x, *sizes)
+    elif torch.is_grad_enabled() and x.requires_grad:
+        result = function.apply(x, *sizes)
+    else:
+        result = _run(name, x, *sizes)
+    return result
+
+
+class _Windows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, *sizes: int) -> Tensor:
+        ctx.sizes = sizes
+        result: Tensor = _run("windows", x, *sizes)
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        return _slide("windows_backward", _WindowsBackward, grad, *ctx.sizes), None, None, None
+
+
+class _WindowsBackward(torch.autograd.Function):
+    """Each of the two is the other's gradient: both are linear."""
+
+    @staticmethod
+    def forward(ctx: Any, grad: Tensor, *sizes: int) -> Tensor:
+        ctx.sizes = sizes
+        result: Tensor = _run("windows_backward", grad, *sizes)
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        return windows(grad, *ctx.sizes), None, None, None

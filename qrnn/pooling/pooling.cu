@@ -15,6 +15,8 @@
 //
 // Layout: gates (T + |shift|, B, D, G, H) in the order z, f, o, i; h and cells (T, B, D, H);
 // c (D, B, H).
+//
+// The convolution's windows, at the end, are moved by lanes that know nothing of each other.
 
 typedef long long i64;
 typedef unsigned long long u64;
@@ -667,4 +669,49 @@ __global__ BOUNDS(T, RELAYED, 3) void recurrence_backward(
     });
   }
   if (relay.writes_last()) store(grad_h0 + column.state(shape), state);
+}
+
+// ---- the convolution's windows: k steps of x side by side, with rows of zeros around x
+
+// Neighbours in memory, loaded and stored as one.
+template <typename T, int N> struct alignas(N * sizeof(T)) several { T values[N]; };
+
+// x (T, B, I) and its windows (rows, B, k, I), where I counts what a lane takes.
+struct Windows {
+  i64 rows, T, B, I, k;
+  i64 before;  // rows of zeros before x
+
+  __device__ static i64 lane() {
+    return ((i64)blockIdx.x * blockDim.y + threadIdx.y) * LANES + threadIdx.x;
+  }
+  // Calls body with each place in the windows of element n of x and the zeros around it.
+  template <typename Body> __device__ void each(i64 n, Body body) const {
+    i64 row = divide(n, I), place = n + row * (k - 1) * I;
+    for (i64 j = 0; j < k; ++j, row -= B, place -= (B * k - 1) * I)
+      if (0 <= row && row < rows * B) body(place);
+  }
+};
+
+template <typename T, int N>
+__global__ void windows(Windows shape, const several<T, N>* x, several<T, N>* out) {
+  i64 n = Windows::lane(), step = shape.B * shape.I, from = n - shape.before * step;
+  if (n >= (shape.rows + shape.k - 1) * step) return;
+  several<T, N> value = {};
+  if (0 <= from && from < shape.T * step) value = x[from];
+  shape.each(n, [&](i64 place) { out[place] = value; });
+}
+
+template <typename T, int N>
+__global__ void windows_backward(
+    Windows shape, const several<T, N>* grad, several<T, N>* grad_x) {
+  i64 n = Windows::lane(), step = shape.B * shape.I;
+  if (n >= shape.T * step) return;
+  typename wide<T>::type sum[N] = {};
+  shape.each(n + shape.before * step, [&](i64 place) {
+    several<T, N> part = grad[place];
+    for (int m = 0; m < N; ++m) sum[m] += load(&part.values[m]);
+  });
+  several<T, N> total;
+  for (int m = 0; m < N; ++m) store(&total.values[m], sum[m]);
+  grad_x[n] = total;
 }

@@ -221,3 +221,18 @@ def linear_recurrence_backward(
     order = slice(None) if reverse else slice(None, None, -1)
     at_f, at_x = (torch.stack(grads[order]).to(f.dtype) for grads in (grad_f, grad_x))
     return at_f, at_x, g.to(f.dtype)
+
+
+def windows(x: Tensor, k: int, before: int, after: int) -> Tensor:
+    """See `operator.windows`."""
+    padded = F.pad(x, (0, 0, 0, 0, before, after)) if before or after else x
+    rows = padded.shape[0] - k + 1
+    return torch.cat([padded[j : j + rows] for j in range(k)], -1)
+
+
+def windows_backward(grad: Tensor, k: int, before: int, after: int) -> Tensor:
+    """The gradient at x."""
+    parts = _widen(grad).unflatten(2, (k, -1)).unbind(2)
+    rows = [F.pad(part, (0, 0, 0, 0, j, k - 1 - j)) for j, part in enumerate(parts)]
+    padded = torch.stack(rows).sum(0)
+    return padded[before : padded.shape[0] - after].to(grad.dtype)

@@ -171,6 +171,8 @@ template <typename... P> int run(void (*kernel)(P...), void** p) {
   POOL(T, 2, false) POOL(T, 3, false) POOL(T, 4, false)           \
   POOL(T, 2, true) POOL(T, 3, true) POOL(T, 4, true)              \
   RELAYED(recurrence<T) RELAYED(recurrence_backward<T)
+#define ALIGNED(T, N) CASE(windows<T, N>) CASE(windows_backward<T, N>)
+#define WINDOWS(T, N) ALIGNED(T, 1) ALIGNED(T, N)
 
 // Arguments as pointers to their values, as cuLaunchKernel takes them. 1: no such kernel. 2: its
 // blocks wait for each other.
@@ -178,5 +180,6 @@ extern "C" int launch(const char* name, unsigned blocks, unsigned lanes, unsigne
   gridDim = {blocks, 1};
   blockDim = {lanes, warps};
   TYPE(float) TYPE(double) TYPE(half16) TYPE(bfloat16) TYPE(pair<half16>) TYPE(pair<bfloat16>)
+  WINDOWS(float, 4) WINDOWS(double, 2) WINDOWS(half16, 8) WINDOWS(bfloat16, 8)
   return 1;
 }

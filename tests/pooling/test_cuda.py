@@ -19,11 +19,13 @@ import oracle
 import pytest
 import torch
 
+from qrnn import QRNN, QRNNLayer, layers
 from qrnn.pooling import operator, reference
 
 SOURCE = Path(reference.__file__).with_name("pooling.cu")
 HOST = Path(__file__).with_name("host.cpp")
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 3e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
+SIZES = {"float": 4, "double": 8, "half16": 2, "bfloat16": 2}
 PAIRED = (torch.float16, torch.bfloat16)
 WAYS = {  # multiprocessors, WINDOW_STEPS, FEWEST_TILES
     "relay": (132, 12_000, 4),  # a block for each tile, all of the tests' tiles in one window
@@ -158,6 +160,90 @@ def test_the_linear_recurrence(cuda, dtype, H, T, reverse):
     assert sum("true>" in kernel for kernel, *_ in cuda.launched) == (4 if T == 300 else 0)
 
 
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("T", [0, 1, 9])
+@pytest.mark.parametrize(("k", "before", "after"), [(1, 0, 0), (2, 1, 0), (3, 1, 1), (4, 3, 3)])
+@pytest.mark.parametrize("I", [5, 48])
+def test_the_windows(cuda, dtype, T, k, before, after, I):
+    B = 7
+    x = torch.randn(T, B, I).to(dtype)
+    expected = reference.windows(x, k, before, after)
+    assert torch.equal(cuda.windows(x, k, before, after), expected)
+    grad = torch.randn_like(expected)
+    expected = reference.windows_backward(grad, k, before, after)
+    agree([cuda.windows_backward(grad, k, before, after)], [expected], dtype)
+    each = 16 // dtype.itemsize if I == 48 else 1
+    assert all(f", {each}>" in kernel for kernel, *_ in cuda.launched)
+
+
+def test_windows_of_memory_that_is_not_aligned(cuda):
+    x = torch.randn(9 * 48 + 1)[1:].view(9, 1, 48)
+    assert torch.equal(cuda.windows(x, 2, 1, 0), reference.windows(x, 2, 1, 0))
+    flipped = torch.randn(48, 1, 9).transpose(0, 2)
+    assert torch.equal(cuda.windows(flipped, 2, 1, 0), reference.windows(flipped, 2, 1, 0))
+    assert [kernel for kernel, *_ in cuda.launched] == ["windows<float, 1>", "windows<float, 4>"]
+
+
+@pytest.fixture
+def on_host(cuda, monkeypatch):
+    """As `cuda`, and what the layer runs: tensors on the host are taken for a GPU's."""
+    monkeypatch.setattr(operator, "_backend", lambda device: cuda)
+    monkeypatch.setattr(layers, "MANY_ROWS", 1 << 60)
+    return cuda
+
+
+def test_gradients_of_the_windows(on_host):
+    x = torch.randn(5, 2, 3, dtype=torch.float64, requires_grad=True)
+    for sizes in ((2, 1, 0), (4, 3, 3)):
+        assert torch.autograd.gradcheck(lambda x, s=sizes: operator.windows(x, *s), x)
+        assert torch.autograd.gradgradcheck(lambda x, s=sizes: operator.windows(x, *s), x)
+    kernels = {kernel for kernel, *_ in on_host.launched}
+    assert kernels == {"windows<double, 1>", "windows_backward<double, 1>"}
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("kernel_size", [1, 2, 5])
+def test_the_layer(on_host, monkeypatch, kernel_size, masked, bidirectional):
+    layer = QRNNLayer(8, 6, bidirectional=bidirectional, kernel_size=kernel_size, masked=masked)
+    x, lengths = torch.randn(20, 3, 8, requires_grad=True), torch.tensor([20, 0, 11])
+
+    def run():
+        output, (h, c) = layer(x, None, lengths)
+        return output, h, c, *torch.autograd.grad(output.sin().sum(), (x, *layer.parameters()))
+
+    found = run()
+    kernels = [kernel.partition("<")[0] for kernel, *_ in on_host.launched]
+    slid = ["windows", "windows_backward"][: 2 * (kernel_size > 1)]
+    assert sorted(kernels) == sorted(["pool_forward", "pool_backward", *slid])
+    monkeypatch.setattr(operator, "_backend", lambda device: reference)
+    agree(found, run(), torch.float32)
+
+
+def test_pieces_through_the_windows(on_host):
+    rnn = QRNN(8, 6, 2, kernel_size=3)
+    x, state = torch.randn(9, 2, 8), rnn.initial_state(2)
+    with torch.no_grad():
+        whole, _ = rnn(x)
+        pieces = []
+        for piece in x.split([1, 5, 3]):
+            output, state = rnn(piece, state)
+            pieces.append(output)
+    agree([torch.cat(pieces)], [whole], torch.float32)
+
+
+def test_whoever_has_to_see_operators_sees_torch_s_own(on_host):
+    x = torch.randn(5, 2, 3)
+    expected = reference.windows(x, 2, 1, 0)
+    assert torch.equal(
+        torch.func.vmap(lambda v: operator.windows(v, 2, 1, 0))(x[None])[0], expected
+    )
+    with torch.profiler.profile() as profile:
+        assert torch.equal(operator.windows(x, 2, 1, 0), expected)
+    assert "aten::cat" in {event.name for event in profile.events()}
+    assert not on_host.launched
+
+
 @pytest.mark.parametrize("way", WAYS)
 def test_the_last_cells_are_those_of_the_last_steps(cuda, way):
     T, lengths = 200, torch.tensor([200, 1, 131])
@@ -268,6 +354,13 @@ def test_compiles_for_the_gpu_with_all_arrays_in_registers(tmp_path, architectur
         for kernel, parameters in signatures.items():
             declared = ", ".join(["Shape", "u64*", *parameters])
             text += f"template __global__ void {kernel}({declared});\n"
+    for T, each in itertools.product(("float", "double", "half16", "bfloat16"), (1, 16)):
+        N = max(1, each // SIZES[T])
+        for kernel in ("windows", "windows_backward"):
+            values = f"several<{T}, {N}>*"
+            text += (
+                f"template __global__ void {kernel}<{T}, {N}>(Windows, const {values}, {values});\n"
+            )
     file = tmp_path / "all.cu"
     file.write_text(text)
     command = [nvcc, "-std=c++17", "-ftz=true", f"-arch={architecture}", "-cubin", "-Xptxas", "-v"]
@@ -275,10 +368,10 @@ def test_compiles_for_the_gpu_with_all_arrays_in_registers(tmp_path, architectur
     run = subprocess.run(command, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
     spilled = [int(n) for n in re.findall(r"(\d+) bytes spill stores", run.stderr)]
-    assert len(spilled) == 6 * 2 * (2 + 2 * 3 * 2)
+    assert len(spilled) == 6 * 2 * (2 + 2 * 3 * 2) + 4 * 2 * 2
     assert max(spilled) <= 64  # some values, where BOUNDS leaves too few registers; no array
     # a multiprocessor has few; a number that is not known when compiling would reserve all of them
-    assert set(re.findall(r"used (\d+) barriers", run.stderr)) == {"1"}
+    assert set(re.findall(r"used (\d+) barriers", run.stderr)) == {"0", "1"}
 
 
 def test_an_old_cupy_is_said_once_and_the_reference_runs(monkeypatch):

@@ -325,3 +325,23 @@ class TestLinearRecurrence:
 @pytest.mark.parametrize("pooling", POOLINGS)
 def test_halves_that_lie_apart(pooling: str, shift: int, T: int) -> None:
     oracle.check_shift(reference, pooling, shift, T, torch.float32 if shift % 2 else torch.bfloat16)
+
+
+@pytest.mark.parametrize("T", [0, 1, 9])
+@pytest.mark.parametrize(("k", "before", "after"), [(1, 0, 0), (2, 1, 0), (3, 1, 1), (4, 3, 3)])
+class TestWindows:
+    def test_a_row_holds_steps_side_by_side(self, T: int, k: int, before: int, after: int) -> None:
+        x = torch.randn(T, 2, 3)
+        windows = reference.windows(x, k, before, after)
+        assert windows.shape == (T + before + after - k + 1, 2, k * 3)
+        for row, window in enumerate(windows):
+            for j, step in enumerate(window.split(3, -1), row - before):
+                assert torch.equal(step, x[j] if 0 <= j < T else torch.zeros(2, 3))
+
+    def test_the_gradient_is_autograds(self, T: int, k: int, before: int, after: int) -> None:
+        x = torch.randn(T, 2, 3, dtype=WIDE, requires_grad=True)
+        windows = reference.windows(x, k, before, after)
+        grad = torch.randn_like(windows)
+        (want,) = torch.autograd.grad(windows, x, grad)
+        got = reference.windows_backward(grad, k, before, after)
+        torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
