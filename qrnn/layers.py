@@ -251,10 +251,9 @@ class QRNNLayer(nn.Module):
         ends = [output[-1, :, :H], output[0, :, H:]][:D]
         if lengths is None:
             return torch.stack(ends)
-        if h0 is None:
-            h0 = output.new_zeros(D, B, H)
         ends[0] = output[(lengths - 1).clamp(min=0), torch.arange(B, device=output.device), :H]
-        return torch.stack(ends).where((lengths > 0)[:, None], h0)
+        last = torch.stack(ends)  # zeros for a sequence of length 0, as all padding
+        return last if h0 is None else last.where((lengths > 0)[:, None], h0)
 
     def forward(
         self,
