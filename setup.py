@@ -68,7 +68,7 @@ EXTRAS = {
         "tqdm>=4.70,<5",
     ],
     # Other projects' kernels to be measured against, on a GPU.
-    "bench": ["accelerated-scan", "flash-linear-attention"],
+    "bench": ["accelerated-scan", "fla-core"],
 }
 
 

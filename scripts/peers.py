@@ -51,8 +51,8 @@ def hgrn(module: str, function: str) -> Peer:
     return Peer((1, 0, 2), lambda f, x: (f.log(), x), lambda g, x: scan(x, g)[0])
 
 
-def accelerated_scan() -> Peer:
-    scan = import_module("accelerated_scan.warp").scan
+def accelerated_scan(module: str) -> Peer:
+    scan = import_module(module).scan
     return Peer((1, 2, 0), lambda f, x: (f, x), scan, most_steps=65_536)
 
 
@@ -85,7 +85,8 @@ def compiled() -> Peer:
 PEERS: dict[str, Callable[[], Peer]] = {
     "fla HGRN recurrent": lambda: hgrn("fla.ops.hgrn", "fused_recurrent_hgrn"),
     "fla HGRN chunk": lambda: hgrn("fla.ops.hgrn", "chunk_hgrn"),
-    "accelerated-scan warp": accelerated_scan,
+    "accelerated-scan warp": lambda: accelerated_scan("accelerated_scan.warp"),
+    "accelerated-scan scalar": lambda: accelerated_scan("accelerated_scan.scalar"),
     "SRU": sru,
     "torchqrnn ForgetMult": forget_mult,
     "torch.compile of the loop": compiled,

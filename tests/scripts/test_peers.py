@@ -23,7 +23,7 @@ def hgrn(x, g, initial_state=None, output_final_state=False):
     return loop(g.exp(), x, 1), None
 
 
-def warp(gates, tokens):
+def scan(gates, tokens):
     """(B, C, T)."""
     assert gates.is_contiguous() and tokens.is_contiguous()
     return loop(gates, tokens, 2)
@@ -39,7 +39,8 @@ class ForgetMult(torch.nn.Module):
 
 STAND_INS = {
     "fla.ops.hgrn": {"fused_recurrent_hgrn": hgrn, "chunk_hgrn": hgrn},
-    "accelerated_scan.warp": {"scan": warp},
+    "accelerated_scan.warp": {"scan": scan},
+    "accelerated_scan.scalar": {"scan": scan},
     "torchqrnn.forget_mult": {"ForgetMult": ForgetMult},
 }
 
