@@ -86,6 +86,12 @@ def links(names: Iterable[str]) -> Iterator[Link]:
         before = row
 
 
+def seeds(names: Iterable[str]) -> Iterator[Link]:
+    """A link to each record of one row, whose name stands beside them."""
+    for name in names:
+        yield Link(f"seed {name.removesuffix('.json').rpartition('-seed')[2]}", f"results/{name}")
+
+
 # Markdown
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import report_plots
-from report_page import Figure, Line, Mark, Paragraph, Part, Section, Table, links
+from report_page import Figure, Line, Mark, Paragraph, Part, Section, Table, seeds
 
 Record = dict[str, Any]
 Records = Mapping[str, Record]
@@ -231,7 +231,7 @@ def table(
         values = [c.cell(own) if own else "-" for c in columns]
         cells += [f"{v} ({b})" if b else v for v, b in zip(values, brackets, strict=True)]
         about = ((told.model,) if row in published else ()) + (deviations(own) if own else ())
-        lines.append([*cells, about, (*links(made), *devices) or "-"])
+        lines.append([*cells, about, (*seeds(made), *devices) or "-"])
 
     for base, told in published.items():
         group = [own for own in runs if own.base == base]
@@ -466,7 +466,7 @@ def overview(found: Records) -> Section:
             about = (*another, *deviations(runs)) or ("nothing",)
             row: Line = (runs.row, *marks(runs))
             told = rows.get(runs.base, Published("")).paper or paper
-            record = tuple(links(runs.records))
+            record = tuple(seeds(runs.records))
             lines.append([task.title, here, told, replication, row, about, record])
     caption = (
         "On test. For each task the paper's QRNN and, where there are any, the best of our other "

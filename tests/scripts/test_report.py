@@ -111,7 +111,7 @@ def test_every_number_is_rendered_beside_its_deviations_and_record(project):
     row = (
         "| k2-subset; official data; changed | 87.12 | 91.4 | 88.36 | 87.65 | 2 | 1,250 "
         "| 5,000 reviews; word vectors: none (random start) "
-        "| [imdb-k2-subset-seed1.json](results/imdb-k2-subset-seed1.json); CPU |"
+        "| [seed 1](results/imdb-k2-subset-seed1.json); CPU |"
     )
     assert row in page
     assert "old" not in readme and readme.startswith("# x\n") and readme.endswith("end\n")
@@ -148,8 +148,7 @@ def test_seeds_are_one_line_with_students_interval(project):
     # s = 1.52753, and a t of 2 degrees of freedom is within 4.30265 with 95 %
     [row] = [line for line in page.splitlines() if line.startswith("| k2; ")]
     assert "| 88.33 ± 3.79 (n = 3) | 91.4 | 88.36 | 50.00 ± 0.00 (n = 3) |" in row
-    named = ["imdb-k2-seed1.json", "seed 2", "seed 3"]
-    links = [f"[{name}](results/imdb-k2-seed{n}.json)" for n, name in enumerate(named, 1)]
+    links = [f"[seed {n}](results/imdb-k2-seed{n}.json)" for n in (1, 2, 3)]
     assert f"| {'; '.join(links)}; CPU |" in row
     curves = (project / "reports/imdb.svg").read_text(encoding="utf-8")
     assert curves.count("k2, 3 runs") >= 1 and "seed 2" not in curves
@@ -230,7 +229,7 @@ def test_language_models_are_rendered_with_their_curves(project):
     records.write(records.RESULTS, START)
     _, page = rendered(project)
     row = "| zoneout-small; official data; changed | 117.9 | 78.3 | - | 123.5 | 4.49 | 2 "
-    row += f"| 45 | 2 epochs | [{path.name}](results/{path.name})"
+    row += f"| 45 | 2 epochs | [seed 1](results/{path.name})"
     assert row in page
     curves = (project / "reports/ptb.svg").read_text(encoding="utf-8")
     assert "zoneout-small" in curves and "](ptb.svg)" in page
