@@ -4,9 +4,11 @@
 
 Every number comes from a file in reports/results/, named beside it. In README.md the text between
 <!-- NAME --> and <!-- /NAME --> is replaced. The same records give the same bytes. A record that
-does not fit is refused by name, and nothing is written.
+does not fit is refused by name, and nothing is written. With --results FOLDER the two pages are
+those of the records in FOLDER, and lie beside them.
 """
 
+import argparse
 import re
 import sys
 from pathlib import Path
@@ -23,6 +25,7 @@ from report_page import Figure, Items, Link, Mark, Paragraph, Part, Section, Tab
 REPORTS = Path("reports")
 TITLE = "QRNN: results"
 PLOT_IN_README = "bench-figure4"
+RECORD = re.compile(r"(\]\(|href=\")results/")  # how a link to one begins
 EXPLAINED = (
     Mark("official data", "good", "the training data is the official corpus, by its content"),
     Mark("as published", "good", "so are the model and the recipe, as far as they are stated"),
@@ -34,15 +37,17 @@ EXPLAINED = (
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--results", type=Path, default=records.RESULTS, metavar="FOLDER")
     try:
-        render()
+        render(parser.parse_args().results)
     except records.RecordError as error:
         sys.exit(f"error: {error}; nothing was rendered")
 
 
-def render() -> None:
+def render(results: Path = records.RESULTS) -> None:
     """Raises RecordError, and ValueError for a README.md without the marks."""
-    found = records.load(records.RESULTS)
+    found = records.load(results)
     for name, record in found.items():
         report_schema.check(name, record)
     sections = [make(found) for make in report_tasks.SECTIONS.values()]
@@ -51,32 +56,34 @@ def render() -> None:
     opening = introduction(report_tasks.summary(found))
     sections.insert(0, overview)
     parts = "\n\n".join(report_page.markdown(part, 2) for part in [opening, *sections])
-    told = (
-        "Made by `make report` from the records in results/; do not edit. [index.html](index.html) "
-    )
+    told = "Made by scripts/report.py from the records; do not edit. [index.html](index.html) "
     told += "is the same as one page that needs no other file."
-
-    readme = Path("README.md")
-    text = readme.read_text(encoding="utf-8")
-    [speed] = (section for section in sections if section.name == PLOT_IN_README)
-    short = [part for part in speed.parts if not isinstance(part, Table)]
-    for section in (overview, Section(speed.name, speed.title, short)):
-        part = report_page.markdown(section, 3, f"{REPORTS.name}/")
-        text = replace(text, section.name, part)
-
-    files = {
+    pages = {
+        "README.md": f"# Results\n\n{told}\n\n{parts}\n",
+        "index.html": report_page.page(TITLE, opening.parts, sections),
+    }
+    plots = {
         f"{part.name}.svg": part.svg
         for section in sections
         for part in section.parts
         if isinstance(part, Figure)
     }
-    files["README.md"] = f"# Results\n\n{told}\n\n{parts}\n"
-    files["index.html"] = report_page.page(TITLE, opening.parts, sections)
-    for name, content in files.items():
-        write_atomically(REPORTS / name, content)
-    write_atomically(readme, text)
-    for plot in REPORTS.glob("*.svg"):
-        if plot.name not in files and report_plots.made_here(plot.read_text(encoding="utf-8")):
+    folder = REPORTS if results == records.RESULTS else results
+    if folder == results:
+        pages = {name: RECORD.sub(r"\1", text) for name, text in pages.items()}
+    files = {folder / name: text for name, text in (pages | plots).items()}
+    if folder == REPORTS:
+        [speed] = (section for section in sections if section.name == PLOT_IN_README)
+        short = [part for part in speed.parts if not isinstance(part, Table)]
+        readme = Path("README.md")
+        files[readme] = readme.read_text(encoding="utf-8")
+        for section in (overview, Section(speed.name, speed.title, short)):
+            part = report_page.markdown(section, 3, f"{REPORTS.name}/")
+            files[readme] = replace(files[readme], section.name, part)
+    for file, content in files.items():
+        write_atomically(file, content)
+    for plot in folder.glob("*.svg"):
+        if plot.name not in plots and report_plots.made_here(plot.read_text(encoding="utf-8")):
             plot.unlink()
 
 

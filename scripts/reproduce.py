@@ -50,9 +50,9 @@ VECTORS = {"full": GLOVE, "cpu": vectors.WORD2VEC_NAME}
 class Row(NamedTuple):
     """A row of a table.
 
-    hours: of training on a CPU, from the costs in the config's header and its epochs; no GPU was
-    timed. gigabytes: of its run, computed: parameters, as often as checkpoints, what the optimiser
-    keeps, best.th and the archive hold them; None where neither is known.
+    hours: of training on a CPU, from the costs in the config's header and its epochs.
+    gigabytes: of its run, computed: parameters, as often as checkpoints, what the optimiser keeps,
+    best.th and the archive hold them. None where it is not known.
     needs: runs that come before it. In them, in the name and in the overrides stand {runs} for the
     folder of all runs, {seed} for the row's, and {vectors} for "-" and IMDb's word vectors, where
     they are not GloVe's.
@@ -370,7 +370,7 @@ def parsed() -> tuple[Options, bool]:
         type=Path,
         default=records.RESULTS,
         help="folder of the records: what has none in it is to do, but a training that runs/ holds "
-        "is not repeated; no report is rendered",
+        "is not repeated; the report is rendered into it",
     )
     parser.add_argument("--dry-run", action="store_true", help="show the plan, do nothing")
     given = parser.parse_args()
@@ -421,8 +421,8 @@ def plan(options: Options) -> tuple[list[Step], list[Step], list[Step]]:
 
     Raises records.RecordError for a record that does not fit its schema.
     """
-    known = records.load(options.results) if options.results.exists() else {}
-    report = []  # of the committed records alone
+    known = records.load(records.RESULTS) | records.load(options.results)
+    report = []  # not of samples
     if options.profile == "quick":
         experiments = quick_steps(options)
     else:
@@ -434,9 +434,10 @@ def plan(options: Options) -> tuple[list[Step], list[Step], list[Step]]:
                     experiments.append(training(row, seed, options, known))
             if options.profile == "full" and "ptb" in options.only:
                 experiments.append(caching(seed, options, known))
-        if options.results == records.RESULTS:
-            report.append(Step("report", ("scripts/report.py",), None, gigabytes=0.0))
-    return benchmarks(options) if "bench" in options.only else [], experiments, report
+        command = ("scripts/report.py", *elsewhere(options))
+        report.append(Step("report", command, None, hours=0.005, gigabytes=0.0))
+    first = benchmarks(options, known) if "bench" in options.only else []
+    return first, experiments, report
 
 
 def data_steps(options: Options) -> list[Step]:
@@ -531,7 +532,7 @@ def estimate(
     result: Path, hours: float | None, options: Options, known: Mapping[str, Any]
 ) -> tuple[float | None, str]:
     """Hours of training and where that is known from: the same row's record of any seed, then the
-    config, which speaks of CPUs alone."""
+    config, whose cost is a CPU's."""
     same_row = result.stem.rsplit("-seed", 1)[0] + "-seed"
     for name, record in known.items():
         if name.startswith(same_row):
@@ -569,7 +570,7 @@ def quick_steps(options: Options) -> list[Step]:
     return found
 
 
-def benchmarks(options: Options) -> list[Step]:
+def benchmarks(options: Options, known: Mapping[str, Any]) -> list[Step]:
     """One suite a step."""
     on_cpu = options.device.startswith("CPU")
     suites = SUITES_ON_CPU if on_cpu else SUITES
@@ -581,7 +582,9 @@ def benchmarks(options: Options) -> list[Step]:
     for suite in suites:
         result = records.path(options.results, f"bench-{suite}", row, seed=None)
         command = ("scripts/benchmark.py", suite, *short, *elsewhere(options))
-        found.append(Step(f"bench-{suite}", command, result, gigabytes=0.0))
+        before = None if short else known.get(result.name)
+        hours, source = (before["wall_seconds"] / 3600, result.name) if before else (None, "")
+        found.append(Step(f"bench-{suite}", command, result, (), hours, source, 0.0))
     return found
 
 

@@ -239,6 +239,14 @@ class RateByLength(TrainerCallback):
         self.bptt = bptt
         self.rates: List[float] = []
 
+    def on_start(self, trainer: Any, is_primary: bool = True, **kwargs: Any) -> None:
+        if (several := trainer._num_gradient_accumulation_steps) != 1:
+            raise ConfigurationError(
+                "rate_by_length: expected num_gradient_accumulation_steps 1, since a step is for "
+                f"one piece, got {several}"
+            )
+        super().on_start(trainer, is_primary, **kwargs)
+
     def on_backward(
         self, trainer: Any, batch_outputs: Dict[str, Any], backward_called: bool, **kwargs: Any
     ) -> bool:

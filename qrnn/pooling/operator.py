@@ -120,11 +120,14 @@ def _is_eager(*values: Any) -> bool:
     No compiler, tracer, transform, mode, profiler or other kind of Tensor that has to see the
     operator. For a short sequence on a GPU all is launches, and the detour as long as some of them.
     """
+    return not torch._C._autograd._profiler_enabled() and _is_plain(*values)
+
+
+def _is_plain(*values: Any) -> bool:
+    """`_is_eager`, or would be without the profiler."""
     if torch.compiler.is_compiling() or values[0].device.type not in BACKENDS:
         return False
     if torch._C._get_tracing_state() or torch._C._len_torch_dispatch_stack() or _has_transforms():
-        return False
-    if torch._C._autograd._profiler_enabled():
         return False
     plain = _plain_keys(values[0].device.type)
     for value in values:
@@ -371,7 +374,7 @@ def _composed_gradient(
 
 def _slide(name: str, function: type[torch.autograd.Function], x: Tensor, *sizes: int) -> Tensor:
     result: Tensor
-    if not _is_eager(x) or not hasattr(_backend(x.device.type), name):
+    if not _is_plain(x) or not hasattr(_backend(x.device.type), name):
         result = getattr(reference, name)(x, *sizes)
     elif torch.is_grad_enabled() and x.requires_grad:
         result = function.apply(x, *sizes)

@@ -285,6 +285,14 @@ def test_the_rate_goes_with_the_length_of_the_piece(corpus):
         torch.testing.assert_close(p, q, rtol=1e-10, atol=1e-12)
 
 
+def test_the_rate_is_of_one_piece_a_step(corpus):
+    callbacks = [RateByLength(str(corpus.parent), bptt=5)]
+    several = {"num_gradient_accumulation_steps": 2}
+    trainer = trainer_of(build(corpus), loader(corpus, 5, 4), corpus, callbacks, 1, **several)
+    with pytest.raises(ConfigurationError, match="num_gradient_accumulation_steps 1.*got 2"):
+        trainer.train()
+
+
 def test_random_lengths(tmp_path):
     path = tmp_path / "text.txt"
     path.write_text("a b c d e f g h i\n" * 20_000, encoding="utf-8")

@@ -1,6 +1,7 @@
 import json
 import re
 import shutil
+import sys
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
@@ -290,7 +291,22 @@ def test_a_record_that_does_not_fit_is_refused_by_name_and_nothing_is_written(pr
     assert [file.name for file in (project / "reports").iterdir()] == ["results"]
 
 
+def test_records_of_another_folder_have_their_report_beside_them(project, monkeypatch):
+    path = records.write(Path("mine"), FULL)
+    records.write(Path("mine"), TRANSLATION)
+    monkeypatch.setattr(sys, "argv", ["report.py", "--results", "mine"])
+    report.main()
+    assert (project / "README.md").read_text(encoding="utf-8") == PAGE
+    assert [file.name for file in (project / "reports").iterdir()] == ["results"]
+    page, html = (Path("mine", name).read_text("utf-8") for name in ("README.md", "index.html"))
+    assert f"[seed 1]({path.name})" in page and f'href="{path.name}"' in html
+    assert "results/" not in page and "results/" not in html
+    assert "](iwslt-qrnn-small-seed1.svg)" in page
+    assert Path("mine/iwslt-qrnn-small-seed1.svg").exists()
+
+
 def test_a_copy_of_a_record_is_no_other_seed(project, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["report.py"])
     [path] = records.RESULTS.iterdir()
     shutil.copy(path, path.with_name("imdb-copy.json"))
     with pytest.raises(

@@ -221,6 +221,19 @@ def test_the_full_plan_has_the_rows_of_the_tables():
     assert steps["imdb-k2-seed1"].needs == ("data-imdb", "vectors-glove.840B.300d")
 
 
+def test_records_elsewhere_take_their_times_from_those_that_are_committed():
+    bench = {"experiment": "bench-growth", "row": "cpu", "seed": None, "table": [{"a": 1}]}
+    bench |= {"data": None, "device": "CPU", "config_sha256": None, "command": "x"}
+    records.write(records.RESULTS, bench | {"wall_seconds": 360})
+    phases = reproduce.plan(options("cpu", results=Path("mine")))
+    steps = {step.name: step for phase in phases for step in phase}
+    growth, report = steps["bench-growth"], steps["report"]
+    assert (growth.result, growth.done) == (Path("mine/bench-growth-cpu.json"), False)
+    assert (growth.hours, growth.source) == (0.1, "bench-growth-cpu.json")
+    assert growth.command[-2:] == report.command[-2:] == ("--results", "mine")
+    assert reproduce.plan(options("quick"))[2] == []
+
+
 def test_data_that_was_prepared_otherwise_is_to_do():
     def done(**changes) -> dict[str, bool]:
         _, experiments, _ = reproduce.plan(options(**changes))
