@@ -5,8 +5,8 @@
         dynamic_shapes=({0: torch.export.Dim("steps"), 1: torch.export.Dim("batch")},),
     )
 
-It needs `pip install 'qrnn[onnx]'`. The model runs wherever Scan does, onnxruntime for one, on any
-number of steps from 1 on.
+It needs what the extra qrnn[onnx] installs. The model runs wherever Scan does, onnxruntime for one,
+on any number of steps from 1 on.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,9 @@ try:
     from onnxscript import BFLOAT16, DOUBLE, FLOAT, FLOAT16, graph, opset18, script
     from onnxscript.values import Opset
 except ImportError as error:
-    raise ImportError(f"{error}; ONNX export needs: pip install 'qrnn[onnx]'") from error
+    raise ImportError(
+        f"{error}; ONNX export needs: pip install onnxscript, as qrnn[onnx] does"
+    ) from error
 
 Real = Union[FLOAT, DOUBLE, FLOAT16, BFLOAT16]  # noqa: UP007 (the form that onnxscript reads)
 op: Any = opset18  # its operators are made at run time

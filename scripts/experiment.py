@@ -43,7 +43,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("experiment", choices=sorted(FRAMEWORKS))
     parser.add_argument("config", type=Path)
-    parser.add_argument("--row", required=True, help="name of the row in the report's table")
+    parser.add_argument(
+        "--row", type=records.row_name, required=True, help="name of the row in the report's table"
+    )
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument(
         "--overrides",
@@ -55,6 +57,8 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--results", type=Path, default=records.RESULTS)
     arguments = vars(parser.parse_args())
+    if not arguments["config"].is_file():
+        parser.error(f"config: there is no {arguments['config']}")
     try:
         print(run(**arguments))
     except subprocess.CalledProcessError as error:
@@ -90,8 +94,7 @@ def run(
 
     def begun(anew: bool) -> None:
         if anew:
-            origin = {"commit": records.commit(), "versions": records.versions()}
-            write_atomically(started, json.dumps({**origin, "trained": trained}))
+            write_atomically(started, json.dumps({**records.origin(), "trained": trained}))
         else:
             known = read_json(started).get("trained", trained) if started.exists() else None
             if known != trained:
@@ -113,9 +116,9 @@ def run(
         if experiment not in UNTESTED:
             framework.evaluate(directory)
     about = {"experiment": experiment, "row": row, "seed": seed, "note": note}
-    made = {"device": records.device(), "command": shlex.join(["python", *sys.argv])}
-    origin = {name: read_json(started)[name] for name in ("commit", "versions")}
-    return records.write(results, origin | framework.outcome(directory) | about | made)
+    about["command"] = shlex.join(["python", *sys.argv])
+    origin = {name: value for name, value in read_json(started).items() if name != "trained"}
+    return records.write(results, origin | framework.outcome(directory) | about)
 
 
 def ending(status: int) -> str:

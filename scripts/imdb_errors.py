@@ -19,6 +19,7 @@ import records
 import torch
 from fetch import read_json
 from tqdm import tqdm
+from with_allennlp import require
 
 import qrnn.allennlp  # noqa: F401  before allennlp, which it mends
 
@@ -37,9 +38,10 @@ def main() -> None:
     parser.add_argument("runs", type=Path, nargs="+", help="directories that training has finished")
     parser.add_argument("--results", type=Path, default=records.RESULTS)
     arguments = parser.parse_args()
+    if len({run.name for run in arguments.runs}) < len(arguments.runs):
+        parser.error("runs: two folders have the same name, by which the table tells them apart")
     for run in arguments.runs:
-        if not (run / "model.tar.gz").exists():
-            sys.exit(f"error: there is no {run / 'model.tar.gz'}: train the model first")
+        require(run)
     print(measure(arguments.runs, arguments.results))
 
 
@@ -75,7 +77,6 @@ def measure(runs: list[Path], results: Path) -> Path:
             "table": table,
             "data": data,
             "note": "",
-            "device": records.device(),
             "config_sha256": None,
             "wall_seconds": round(time.monotonic() - started, 1),
             "command": shlex.join(["python", *sys.argv]),

@@ -1,4 +1,6 @@
-"""A trained PTB model with a cache of recent words: python scripts/ptb_cache.py runs/ptb_awd
+"""A trained PTB model with a cache of recent words:
+
+    python scripts/ptb_cache.py runs/ptb_awd_finetune
 
 The continuous cache of Grave et al. 2017 (arXiv 1612.04426): the model's outputs h_i of the last
 `window` words are kept with the words w_i that came next, and p(w) becomes
@@ -20,6 +22,7 @@ import torch
 from fetch import read_json
 from torch import Tensor
 from tqdm import tqdm
+from with_allennlp import require
 
 from qrnn.allennlp import TokenStreamLoader  # before allennlp, which it mends
 
@@ -48,16 +51,21 @@ class Choice(NamedTuple):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("run", type=Path, help="a directory that allennlp train has finished")
-    parser.add_argument("--row", default="cache", help="name of the row in the report's table")
+    parser.add_argument(
+        "--row",
+        type=records.row_name,
+        default="cache",
+        help="name of the row in the report's table",
+    )
+    parser.add_argument("--note", default="", help="what the reader of the table should know")
     parser.add_argument("--results", type=Path, default=records.RESULTS)
     arguments = parser.parse_args()
+    require(arguments.run)
     archive = arguments.run / "model.tar.gz"
-    if not archive.exists():
-        sys.exit(f"error: there is no {archive}: train the model first")
-    print(measure(archive, arguments.row, arguments.results))
+    print(measure(archive, arguments.row, arguments.note, arguments.results))
 
 
-def measure(archive: Path, row: str, results: Path) -> Path:
+def measure(archive: Path, row: str, note: str, results: Path) -> Path:
     started = time.monotonic()
     loaded = load_archive(archive, cuda_device=0 if torch.cuda.is_available() else -1)
     valid_file = Path(loaded.config["validation_data_path"])
@@ -81,8 +89,7 @@ def measure(archive: Path, row: str, results: Path) -> Path:
             },
             "history": [],
             "data": told["data"],
-            "note": f"{archive.parent} with a cache of the last {choice.window:,} words",
-            "device": records.device(),
+            "note": note,
             "config_sha256": records.sha256(archive.with_name("config.json").read_text("utf-8")),
             "wall_seconds": round(time.monotonic() - started, 1),
             "command": shlex.join(["python", *sys.argv]),

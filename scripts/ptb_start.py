@@ -70,7 +70,7 @@ def compare(size: int, epochs: int, seed: int, runs: Path, results: Path) -> Pat
     seconds = 0.0
     table = []
     for number, (weights, forget_bias, regexes) in enumerate(choices(size)):
-        directory = runs / f"ptb-start-{size}-seed{seed}" / str(number)
+        directory = runs / f"ptb-start-{size}-{epochs}epochs-seed{seed}" / str(number)
         overrides: dict[str, Any] = {
             "model.rnn.input_size": size,
             "model.rnn.hidden_size": size,
@@ -100,7 +100,6 @@ def compare(size: int, epochs: int, seed: int, runs: Path, results: Path) -> Pat
             "table": table,
             "data": read_json(directory / "run.json")["data"],
             "note": f"2 x {size} units, zoneout 0.1, rate {RATE}",
-            "device": records.device(),
             "config_sha256": records.sha256(CONFIG.read_text(encoding="utf-8")),
             "wall_seconds": round(seconds, 1),
             "command": shlex.join(["python", *sys.argv]),

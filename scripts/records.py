@@ -4,10 +4,12 @@ reports/results/<experiment>-<row>[-seed<seed>].json, one run each. A record has
 FIELDS, and `metrics` (flat) with `history` (per epoch), or a benchmark's `table` (flat rows).
 """
 
+import argparse
 import hashlib
 import json
 import os
 import platform
+import re
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -21,6 +23,12 @@ RESULTS = Path("reports/results")
 PACKAGES = (
     *("qrnn", "torch", "numba", "numpy", "allennlp", "joeynmt", "sacrebleu"),
     *("cupy-cuda12x", "cupy-cuda13x"),
+)
+ROW = re.compile(r"[A-Za-z0-9][\w.-]*", re.ASCII)
+# What of the environment a number, or the time that it took, may depend on: beginnings of names.
+TOLD = (
+    *("CUBLAS_", "CUDA_", "GOMP_", "KMP_", "LD_PRELOAD", "MALLOC_", "MKL_", "NVIDIA_", "OMP_"),
+    *("PYTORCH_", "TORCH_"),
 )
 FIELDS: dict[str, tuple[type, ...]] = {
     "schema": (int,),
@@ -61,7 +69,7 @@ def check(record: Any, name: str) -> None:
     if record["data"] is None or not isinstance(record["data"].get("official"), bool):
         raise RecordError(f"{name}: data: expected `official`, true or false")
     metrics, history = record.get("metrics"), record.get("history")
-    if not isinstance(metrics, dict) or not all(map(_is_number, metrics.values())):
+    if not isinstance(metrics, dict) or not all(map(is_number, metrics.values())):
         raise RecordError(f"{name}: metrics: expected an object of numbers")
     if not isinstance(history, list) or not all(isinstance(epoch, dict) for epoch in history):
         raise RecordError(f"{name}: history: expected a list of objects")
@@ -74,8 +82,8 @@ def path(directory: Path, experiment: str, row: str, seed: int | None) -> Path:
 
 
 def write(directory: Path, record: dict[str, Any]) -> Path:
-    """Checks and writes a record; `schema`, `versions` and `commit` are added where missing."""
-    record = {"schema": SCHEMA, "versions": versions(), "commit": commit(), **record}
+    """Checks and writes a record; `schema` and `origin()` are added where missing."""
+    record = {"schema": SCHEMA, **origin(), **record}
     target = path(directory, record["experiment"], record["row"], record["seed"])
     check(record, target.name)
     directory.mkdir(parents=True, exist_ok=True)
@@ -94,6 +102,22 @@ def load(directory: Path) -> dict[str, dict[str, Any]]:
         check(record, str(file))
         found[file.name] = record
     return found
+
+
+def origin() -> dict[str, Any]:
+    """On what a run is made: commit, versions, device, and variables of the environment."""
+    told = {name: value for name, value in sorted(os.environ.items()) if name.startswith(TOLD)}
+    return {
+        **{"commit": commit(), "versions": versions()},
+        **{"device": device(), "environment": told},
+    }
+
+
+def row_name(text: str) -> str:
+    """What --row is given."""
+    if not ROW.fullmatch(text):
+        raise argparse.ArgumentTypeError(f"expected letters, digits, . _ and -, got {text!r}")
+    return text
 
 
 def versions() -> dict[str, str]:
@@ -144,5 +168,5 @@ def _cpu_model() -> str:
         return platform.processor() or platform.machine()
 
 
-def _is_number(value: object) -> bool:
+def is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)

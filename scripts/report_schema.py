@@ -1,7 +1,6 @@
 """What a record must hold, beyond what every record must, to have its place in the report."""
 
 import math
-import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,17 +10,13 @@ import records
 Kind = tuple[str, Callable[[Any], bool]]
 
 
-def _number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
 def _or_null(kind: Kind) -> Kind:
     return f"{kind[0]} or null", lambda value: value is None or kind[1](value)
 
 
 TEXT: Kind = ("a string", lambda value: isinstance(value, str))
-NUMBER: Kind = ("a number", _number)
-POSITIVE: Kind = ("a positive number", lambda v: _number(v) and 0 < v < math.inf)
+NUMBER: Kind = ("a number", records.is_number)
+POSITIVE: Kind = ("a positive number", lambda v: records.is_number(v) and 0 < v < math.inf)
 SHAPE = dict.fromkeys(("batch", "length", "units"), NUMBER)
 
 METRICS = {
@@ -90,7 +85,7 @@ def check(name: str, record: Mapping[str, Any]) -> None:
         raise records.RecordError(
             f"{name}: experiment: expected one of {known}, got {experiment!r}"
         )
-    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", row, re.ASCII):
+    if not records.ROW.fullmatch(row):
         raise records.RecordError(f"{name}: row: expected letters, digits, . _ and -, got {row!r}")
     if name != (expected := records.path(Path(), experiment, row, seed).name):
         raise records.RecordError(f"{name}: expected the name {expected}, as its fields say")
@@ -137,5 +132,5 @@ def _is_attention(told: Any) -> bool:
         all(isinstance(symbol, str) for symbol in [*source, *target])
         and len(weights) == len(target)
         and all(isinstance(w, list) and len(w) == len(source) for w in weights)
-        and all(_number(value) for w in weights for value in w)
+        and all(records.is_number(value) for w in weights for value in w)
     )

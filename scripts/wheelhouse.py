@@ -56,6 +56,8 @@ def main() -> None:
         parser.error(f"--python: expected {' or '.join(PYTHONS)}, got {given.python!r}")
     if unknown := {*extras} - {*EXTRAS}:
         parser.error(f"--extras: expected some of {', '.join(EXTRAS)}, got {unknown}")
+    if given.have and not given.have.is_file():
+        parser.error(f"--have: there is no {given.have}")
     have = names(given.have.read_text("utf-8")) if given.have else set()
     pins = locked(LOCK.read_text("utf-8"))
     needed = needs("qrnn", extras, python) | ({"allennlp"} & {*extras})

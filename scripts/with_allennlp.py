@@ -86,6 +86,14 @@ def finished(directory: Path) -> bool:
     return {"config.json", "weights.th", "meta.json"} <= {*names}
 
 
+def require(directory: Path) -> None:
+    """Exits unless training has ended there, with the callback "run_file"."""
+    if not finished(directory):
+        sys.exit(f"error: {directory} is not, or not wholly, what allennlp train ends with")
+    if not (directory / "run.json").exists():
+        sys.exit(f'error: there is no {directory}/run.json: train with the callback "run_file"')
+
+
 def newest_checkpoint(directory: Path) -> Checkpoint | None:
     """The newest one with both of its files whole. Newer ones are removed: AllenNLP would try the
     newest, and would not write those again that are there."""

@@ -47,7 +47,10 @@ def train(
     settings["random_seed"] = seed
     for name, value in overrides.items():
         *sections, key = name.split(".")
-        functools.reduce(dict.__getitem__, sections, settings)[key] = value
+        try:
+            functools.reduce(dict.__getitem__, sections, settings)[key] = value
+        except (KeyError, TypeError):
+            sys.exit(f"error: --overrides: {config} has no section for {name}")
     earlier = attempts(directory)
     for checkpoint in directory.glob("attempt-*/*.ckpt"):
         checkpoint.unlink()
@@ -97,11 +100,13 @@ def outcome(directory: Path) -> dict[str, Any]:
         )
         scores[f"{part}_bleu"] = bleu.corpus_score(hypotheses, [references]).score
     perplexities, attention = scored(directory)
-    logged = [line for attempt in attempts(directory) for line in progress(attempt)]
     state = state_of(directory)
     stats = state["stats_state"]
     # where it ran, and how often it began, is no part of what ran
     del settings["model_dir"], settings["training"]["state_file"]
+    rates = [line["rate"] for attempt in attempts(directory) for line in progress(attempt)]
+    spent = sum(map(seconds, attempts(directory)))
+    rate = sum(rates) / len(rates) if rates else stats["total_tokens"] / spent
     return {
         "metrics": scores
         | perplexities
@@ -109,14 +114,14 @@ def outcome(directory: Path) -> dict[str, Any]:
             "updates": stats["steps"],
             "characters": stats["total_tokens"],
             "best_step": stats["best_ckpt_iter"],
-            "train_chars_per_second": round(sum(line["rate"] for line in logged) / len(logged), 1),
+            "train_chars_per_second": round(rate, 1),
             "parameters": sum(w.numel() for w in state["model_state"].values()),
         },
         "history": validations(state["validations"]),
         "attention": attention,
         "data": read_json(source / "meta.json") | {"bleu": str(bleu.get_signature())},
         "config_sha256": records.sha256(json.dumps(settings, sort_keys=True)),
-        "wall_seconds": round(sum(map(seconds, attempts(directory))), 1),
+        "wall_seconds": round(spent, 1),
     }
 
 

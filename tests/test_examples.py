@@ -103,7 +103,7 @@ class TestDeploy:
     )
     def test_onnx(self, tmp_path: Path) -> None:
         for module in ("onnxscript", "onnxruntime"):
-            pytest.importorskip(module, reason="pip install 'qrnn[onnx]'")
+            pytest.importorskip(module, reason="ONNX export is optional: pip install onnxscript")
         self.check(deploy.onnx(self.rnn, self.x, tmp_path / "rnn.onnx"))
 
 

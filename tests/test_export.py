@@ -164,7 +164,7 @@ class Recurrence(nn.Module):
 class TestONNX:
     @pytest.fixture(autouse=True)
     def onnx(self) -> None:
-        needed = "ONNX export is optional: pip install 'qrnn[onnx]'"
+        needed = "ONNX export is optional: pip install onnxscript"
         for module in ("onnxscript", "onnxruntime"):
             pytest.importorskip(module, reason=needed)
 

@@ -42,8 +42,8 @@ torch.library.define(
 OPTIONS = frozenset((type(None), str, bool, int, float))
 
 BACKENDS = {
-    "cpu": ("qrnn.pooling.cpu", ("numba", "llvmlite", "numpy"), "cpu"),
-    "cuda": ("qrnn.pooling.cuda", ("cupy", "cupy_backends", "numpy"), "cuda13"),
+    "cpu": ("qrnn.pooling.cpu", ("numba", "llvmlite", "numpy"), "numba", "cpu"),
+    "cuda": ("qrnn.pooling.cuda", ("cupy", "cupy_backends", "numpy"), "cupy-cuda13x", "cuda13"),
 }
 
 
@@ -153,7 +153,7 @@ def _plain_keys(device: str) -> set[int]:
 @cache
 def _backend(device: str) -> ModuleType:
     """The compiled backend of a device, or the reference when what it needs is not installed."""
-    module, needs, extra = BACKENDS[device]
+    module, needs, package, extra = BACKENDS[device]
     try:
         return importlib.import_module(module)
     except ImportError as error:
@@ -162,7 +162,7 @@ def _backend(device: str) -> ModuleType:
             raise
         warnings.warn(
             f"qrnn runs its slow PyTorch loop on {device}, because {needs[0]} cannot be used "
-            f"({error}); for the compiled path: pip install 'qrnn[{extra}]'",
+            f"({error}); for the compiled path: pip install {package}, as qrnn[{extra}] does",
             stacklevel=2,
         )
         return reference

@@ -2,7 +2,7 @@
 
 python scripts/examples/deploy.py [FOLDER]      # writes rnn.pt2 and rnn.onnx
 
-ONNX needs pip install 'qrnn[onnx]'.
+ONNX needs what the extra qrnn[onnx] installs.
 """
 
 import sys

@@ -289,7 +289,7 @@ def test_the_rate_is_of_one_piece_a_step(corpus):
     callbacks = [RateByLength(str(corpus.parent), bptt=5)]
     several = {"num_gradient_accumulation_steps": 2}
     trainer = trainer_of(build(corpus), loader(corpus, 5, 4), corpus, callbacks, 1, **several)
-    with pytest.raises(ConfigurationError, match="num_gradient_accumulation_steps 1.*got 2"):
+    with pytest.raises(ConfigurationError, match=r"num_gradient_accumulation_steps 1.*got 2"):
         trainer.train()
 
 

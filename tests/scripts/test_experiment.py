@@ -175,9 +175,39 @@ def test_what_failed_and_how_is_said(commands, monkeypatch, status, text):
         raise subprocess.CalledProcessError(status, ["allennlp", "train"])
 
     monkeypatch.setattr(with_allennlp, "call", call)
-    command = ["experiment.py", "imdb", "configs/imdb.jsonnet", "--row", "k2"]
-    monkeypatch.setattr(sys, "argv", command)
+    Path("x.jsonnet").touch()
+    monkeypatch.setattr(sys, "argv", ["experiment.py", "imdb", "x.jsonnet", "--row", "k2"])
     with pytest.raises(SystemExit) as ended:
         experiment.main()
     said = f"error: allennlp train {text}, see above; the same command continues it"
     assert ended.value.code == said
+
+
+@pytest.mark.parametrize(
+    ("config", "row", "told"),
+    [
+        ("missing.jsonnet", "k2", "there is no missing.jsonnet"),
+        ("x.jsonnet", "k 2", "--row: expected letters, digits"),
+    ],
+)
+def test_what_cannot_end_well_is_not_begun(commands, monkeypatch, capsys, config, row, told):
+    Path("x.jsonnet").touch()
+    monkeypatch.setattr(sys, "argv", ["experiment.py", "imdb", config, "--row", row])
+    with pytest.raises(SystemExit):
+        experiment.main()
+    assert told in capsys.readouterr().err and not commands.called
+
+
+def test_a_record_tells_where_training_began_and_in_what_environment(commands, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    commands.dies_at = "evaluate"
+    monkeypatch.setattr(records, "device", lambda: "the first")
+    with pytest.raises(subprocess.CalledProcessError):
+        run()
+    commands.dies_at = ""
+    monkeypatch.setattr(records, "device", lambda: "the second")
+    monkeypatch.setenv("OMP_NUM_THREADS", "4")
+    run()
+    [record] = records.load(records.RESULTS).values()
+    assert record["device"] == "the first"
+    assert record["environment"]["OMP_NUM_THREADS"] == "3" and "trained" not in record

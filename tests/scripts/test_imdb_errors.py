@@ -94,7 +94,7 @@ def test_probabilities_are_those_of_the_true_label(project, monkeypatch):
 def test_runs_that_are_not_there_or_of_other_data_are_named(project, monkeypatch, tmp_path):
     monkeypatch.chdir(project)
     monkeypatch.setattr(sys, "argv", ["imdb_errors.py", "runs/3"])
-    with pytest.raises(SystemExit, match=r"there is no runs/3/model\.tar\.gz"):
+    with pytest.raises(SystemExit, match="runs/3 is not, or not wholly, what allennlp train"):
         imdb_errors.main()
     shutil.copytree("runs/1", tmp_path / "other")
     told = json.loads((tmp_path / "other/run.json").read_text())
