@@ -43,8 +43,8 @@ data-ptb: install  ## the same for the Penn Treebank
 download-glove: install  ## word vectors for IMDb, SET=glove.840B.300d or another (data/README.md)
 	.venv/bin/python scripts/vectors.py $(if $(SET),--set "$(SET)") $(if $(MIRROR),--mirror "$(MIRROR)")
 
-bench: install  ## compare the speed with nn.LSTM, into reports/results
-	.venv/bin/python scripts/benchmark.py
+bench: install  ## compare the speed with nn.LSTM, into RESULTS=reports/results
+	.venv/bin/python scripts/benchmark.py $(if $(RESULTS),--results "$(RESULTS)")
 
 # No installation: a GPU machine may have its own torch, and no network. The tests run side by side
 # where there is pytest-xdist.
