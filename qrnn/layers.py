@@ -216,18 +216,14 @@ class QRNNLayer(nn.Module):
             forward, reverse = weight.chunk(2)
             mirrored = reverse.unflatten(1, (k, self.input_size)).flip(1).flatten(1)
             weight = torch.cat([forward, mirrored])
-        inputs = x
+        inputs, sizes = x, (k, before, after)
         if autocasts(x.device) and x.dtype != torch.float64:
             # as F.linear would, but of k times as much
             inputs = x.to(torch.get_autocast_dtype(x.device.type))
-        if not _is_much(x, weight.shape[1], before + after):
-            return F.linear(operator.windows(inputs, k, before, after), weight, bias), x
-        if before or after:
-            inputs = F.pad(inputs, (0, 0, 0, 0, before, after))
-        if torch.is_grad_enabled() and not operator.is_transformed():
+        if torch.is_grad_enabled() and _is_own(x, *sizes) and not operator.is_transformed():
             own = (None if p is None else p.to(inputs.dtype) for p in (weight, bias))
-            return _Convolution.apply(inputs, *own, k), x
-        return _convolve(inputs, weight, bias, k), x
+            return _Convolution.apply(inputs, *own, *sizes), x
+        return _convolve(inputs, weight, bias, *sizes), x
 
     def check_streaming(self) -> None:
         """Raises ValueError unless the layer runs from left to right only."""
@@ -309,59 +305,93 @@ def _zero_padding(x: Tensor, lengths: Tensor) -> Tensor:
     return x.masked_fill(padding[:, :, None], 0)
 
 
-def _is_much(x: Tensor, width: int, padding: int) -> bool:
-    """Whether the convolution of x (T, B, I) is to do without windows, of I * k = `width`."""
+def _is_much(x: Tensor, k: int, before: int, after: int) -> bool:
+    """Whether the backward of `_Convolution` makes no windows."""
+    T, B, I = x.shape
+    rows = (T + before + after - k + 1) * B
+    return rows >= MANY_ROWS if x.is_cpu else rows * k * I >= MANY_WINDOWS
+
+
+def _is_own(x: Tensor, *sizes: int) -> bool:
+    """Whether the convolution is left neither to torch's autograd nor to a compiler."""
     if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined]
         return False
-    T, B, I = x.shape
-    rows = (T + padding - width // I + 1) * B
-    if x.device.type == "cpu":
-        return rows >= MANY_ROWS
-    return torch.is_grad_enabled() and rows * width >= MANY_WINDOWS
+    return x.is_cuda or _is_much(x, *sizes)
 
 
-def _convolve(padded: Tensor, weight: Tensor, bias: Tensor | None, k: int) -> Tensor:
-    """padded (rows + k - 1, B, I) to (rows, B, N), weight (N, k * I), bias (N)."""
+def _convolve(
+    x: Tensor, weight: Tensor, bias: Tensor | None, k: int, before: int, after: int
+) -> Tensor:
+    """x (T, B, I), with rows of zeros before and after it, to (rows of windows, B, N).
+
+    weight (N, k * I), bias (N).
+    """
     if (
-        padded.device.type == "cpu"
-        and padded.dtype == torch.float32
+        x.is_cpu
+        and x.dtype == torch.float32
+        and _is_own(x, k, before, after)
         and torch.backends.mkldnn.is_available()
     ):
         # oneDNN's convolution, of an image (1, I, steps, B) with the channels last
-        kernel = weight.unflatten(1, (k, 1, padded.shape[2])).permute(0, 3, 1, 2)
+        padded = F.pad(x, (0, 0, 0, 0, before, after))
+        kernel = weight.unflatten(1, (k, 1, x.shape[2])).permute(0, 3, 1, 2)
         return F.conv2d(padded.permute(2, 0, 1)[None], kernel, bias)[0].permute(1, 2, 0)
-    return F.linear(operator.windows(padded, k, 0, 0), weight, bias)
+    return F.linear(operator.windows(x, k, before, after), weight, bias)
 
 
 class _Convolution(torch.autograd.Function):
-    """`_convolve`, whose backward has a product for each step of the window, added up in place.
+    """`_convolve`, which keeps no windows: backward makes them again, or does without.
 
-    No windows are kept for it, nor their gradients made. Differentiable again.
+    Differentiable again.
     """
 
     @staticmethod
-    def forward(ctx: Any, padded: Tensor, weight: Tensor, bias: Any, k: int) -> Tensor:
-        ctx.save_for_backward(padded, weight)
-        return _convolve(padded, weight, bias, k)
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Any, *sizes: int) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.sizes = sizes
+        return _convolve(x, weight, bias, *sizes)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        padded, weight = ctx.saved_tensors
-        rows, I = grad.shape[0], padded.shape[2]
-        steps = range(padded.shape[0] - rows + 1)
-        grad = grad.reshape(-1, grad.shape[2])  # flatten has no rule for batched gradients
-        grad_padded = grad_weight = grad_bias = None
-        if ctx.needs_input_grad[0]:
-            grad_padded = grad.new_zeros(padded.shape)
-            for j in steps:
-                tap = weight[:, j * I : (j + 1) * I]
-                grad_padded[j : j + rows].view(-1, I).addmm_(grad, tap)
-        if ctx.needs_input_grad[1]:
-            taps = [grad.t() @ padded[j : j + rows].reshape(-1, I) for j in steps]
-            grad_weight = torch.cat(taps, 1)
+        x, weight = ctx.saved_tensors
+        rows, B, N = grad.shape
+        grad = grad.reshape(-1, N)  # flatten has no rule for batched gradients
+        grad_x = grad_weight = grad_bias = None
+        if _is_much(x, *ctx.sizes):
+            grad_x, grad_weight = _without_windows(ctx, grad, x, weight)
+        else:
+            if ctx.needs_input_grad[0]:
+                grad_windows = (grad @ weight).view(rows, B, weight.shape[1])
+                grad_x = operator.windows_backward(grad_windows, *ctx.sizes)
+            if ctx.needs_input_grad[1]:
+                windows = operator.windows(x, *ctx.sizes)
+                grad_weight = grad.t() @ windows.view(-1, weight.shape[1])
         if ctx.needs_input_grad[2]:
             grad_bias = grad.sum(0)
-        return grad_padded, grad_weight, grad_bias, None
+        return grad_x, grad_weight, grad_bias, None, None, None
+
+
+def _without_windows(
+    ctx: Any, grad: Tensor, x: Tensor, weight: Tensor
+) -> tuple[Tensor | None, Tensor | None]:
+    """Of `_Convolution`, the gradients at x and weight: a product for each step of the window."""
+    (k, before, _), (T, B, I) = ctx.sizes, x.shape
+    x, rows = x.reshape(-1, I), grad.shape[0]
+    grad_x = grad.new_zeros(x.shape) if ctx.needs_input_grad[0] else None
+    parts = []
+    for j in range(k):
+        # row n of the windows has at its step j row n - shift of x, where there is one
+        shift = (before - j) * B
+        first = max(0, shift)
+        last = max(first, min(rows, T * B + shift))
+        own, at = grad[first:last], slice(first - shift, last - shift)
+        if grad_x is not None:
+            grad_x[at].addmm_(own, weight[:, j * I : (j + 1) * I])
+        if ctx.needs_input_grad[1]:
+            parts.append(own.t() @ x[at])
+    return grad_x if grad_x is None else grad_x.view(T, B, I), torch.cat(
+        parts, 1
+    ) if parts else None
 
 
 def _initial_state(layers: Sequence[QRNNLayer], batch_size: int) -> QRNNState:

@@ -97,7 +97,19 @@ def windows(x: Tensor, k: int, before: int, after: int) -> Tensor:
     Returns (T + before + after - k + 1, B, k * I). No operator of torch's: a compiler does better
     with what the reference is made of.
     """
-    return _slide("windows", _Windows, x, k, before, after)
+    return _slide("windows", x, k, before, after)
+
+
+def windows_backward(grad: Tensor, k: int, before: int, after: int) -> Tensor:
+    """The gradient at x (T, B, I) of `windows`."""
+    return _slide("windows_backward", grad, k, before, after)
+
+
+def _slide(name: str, x: Tensor, *sizes: int) -> Tensor:
+    differentiable = torch.is_grad_enabled() and x.requires_grad
+    kernel = _is_plain(x) and not differentiable and hasattr(_backend(x.device.type), name)
+    result: Tensor = _run(name, x, *sizes) if kernel else getattr(reference, name)(x, *sizes)
+    return result
 
 
 def is_transformed() -> bool:
@@ -120,7 +132,7 @@ def _is_eager(*values: Any) -> bool:
     No compiler, tracer, transform, mode, profiler or other kind of Tensor that has to see the
     operator. For a short sequence on a GPU all is launches, and the detour as long as some of them.
     """
-    return not torch._C._autograd._profiler_enabled() and _is_plain(*values)
+    return _is_plain(*values) and not torch._C._autograd._profiler_enabled()
 
 
 def _is_plain(*values: Any) -> bool:
@@ -370,40 +382,3 @@ def _composed_gradient(
     before = torch.cat([h[1:], h0[None]] if reverse else [h0[None], h[:-1]])
     first = -1 if reverse else 0
     return grad_x * before, grad_x, f[first] * grad_x[first]
-
-
-def _slide(name: str, function: type[torch.autograd.Function], x: Tensor, *sizes: int) -> Tensor:
-    result: Tensor
-    if not _is_plain(x) or not hasattr(_backend(x.device.type), name):
-        result = getattr(reference, name)(x, *sizes)
-    elif torch.is_grad_enabled() and x.requires_grad:
-        result = function.apply(x, *sizes)
-    else:
-        result = _run(name, x, *sizes)
-    return result
-
-
-class _Windows(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, *sizes: int) -> Tensor:
-        ctx.sizes = sizes
-        result: Tensor = _run("windows", x, *sizes)
-        return result
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:
-        return _slide("windows_backward", _WindowsBackward, grad, *ctx.sizes), None, None, None
-
-
-class _WindowsBackward(torch.autograd.Function):
-    """Each of the two is the other's gradient: both are linear."""
-
-    @staticmethod
-    def forward(ctx: Any, grad: Tensor, *sizes: int) -> Tensor:
-        ctx.sizes = sizes
-        result: Tensor = _run("windows_backward", grad, *sizes)
-        return result
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:
-        return windows(grad, *ctx.sizes), None, None, None

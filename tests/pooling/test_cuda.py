@@ -189,17 +189,42 @@ def test_windows_of_memory_that_is_not_aligned(cuda):
 def on_host(cuda, monkeypatch):
     """As `cuda`, and what the layer runs: tensors on the host are taken for a GPU's."""
     monkeypatch.setattr(operator, "_backend", lambda device: cuda)
-    monkeypatch.setattr(layers, "MANY_ROWS", 1 << 60)
+    monkeypatch.setattr(layers, "_is_own", lambda *_: True)
+    monkeypatch.setattr(layers, "_is_much", lambda *_: False)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     return cuda
 
 
 def test_gradients_of_the_windows(on_host):
     x = torch.randn(5, 2, 3, dtype=torch.float64, requires_grad=True)
-    for sizes in ((2, 1, 0), (4, 3, 3)):
+    for kernel_size, options in ((2, {}), (4, {"bidirectional": True}), (3, {"masked": False})):
+        layer = QRNNLayer(3, 2, kernel_size=kernel_size, dtype=torch.float64, **options)
+        leaves = (x, *layer.parameters())
+
+        def gates(x, weight, bias, layer=layer):
+            parameters = {"weight": weight, "bias": bias}
+            return torch.func.functional_call(layer, parameters, x, strict=True)[0]
+
         for check in (torch.autograd.gradcheck, torch.autograd.gradgradcheck):
-            assert check(lambda x, s=sizes: operator.windows(x, *s), x, check_batched_grad=True)
-    kernels = {kernel for kernel, *_ in on_host.launched}
+            assert check(gates, leaves, check_batched_grad=True)
+    kernels = {kernel for kernel, *_ in on_host.launched if kernel.startswith("windows")}
     assert kernels == {"windows<double, 1>", "windows_backward<double, 1>"}
+
+
+def test_what_is_frozen_costs_no_kernel(on_host):
+    layer, x = QRNNLayer(3, 2), torch.randn(5, 2, 3, requires_grad=True)
+
+    def run():
+        on_host.launched.clear()
+        layer(x)[0].sum().backward()
+        return [kernel.partition("<")[0] for kernel, *_ in on_host.launched]
+
+    assert run() == ["windows", "pool_forward", "pool_backward", "windows_backward", "windows"]
+    layer.weight.requires_grad_(False)
+    assert run() == ["windows", "pool_forward", "pool_backward", "windows_backward"]
+    x.requires_grad_(False)
+    layer.weight.requires_grad_(True)
+    assert run() == ["windows", "pool_forward", "pool_backward", "windows"]
 
 
 @pytest.mark.parametrize("bidirectional", [False, True])
@@ -215,7 +240,7 @@ def test_the_layer(on_host, monkeypatch, kernel_size, masked, bidirectional):
 
     found = run()
     kernels = [kernel.partition("<")[0] for kernel, *_ in on_host.launched]
-    slid = ["windows", "windows_backward"][: 2 * (kernel_size > 1)]
+    slid = ["windows", "windows", "windows_backward"] if kernel_size > 1 else []
     assert sorted(kernels) == sorted(["pool_forward", "pool_backward", *slid])
     monkeypatch.setattr(operator, "_backend", lambda device: reference)
     agree(found, run(), torch.float32)
@@ -248,7 +273,7 @@ def test_a_profiler_changes_no_kernel(on_host):
         with context():
             layer(x.requires_grad_())[0].sum().backward()
         kernels.append(list(on_host.launched))
-    assert kernels[0] == kernels[1] and len(kernels[0]) == 4
+    assert kernels[0] == kernels[1] and len(kernels[0]) == 5
 
 
 @pytest.mark.parametrize("way", WAYS)
