@@ -199,8 +199,9 @@ class QRNNLayer(nn.Module):
         Returns the gates (T + |shift|, B, D * G * H), and x with `window` before it, of which with
         masked windows in one direction the last k - 1 rows are the window for what comes after.
         """
-        k, bias = self.kernel_size, self.bias
+        k = self.kernel_size
         weight: Tensor = self.weight
+        bias: Tensor | None = self.bias
         if self.weight_dropout and self.training:
             weight = F.dropout(weight, self.weight_dropout)
         if k == 1:
@@ -221,8 +222,10 @@ class QRNNLayer(nn.Module):
             # as F.linear would, but of k times as much
             inputs = x.to(torch.get_autocast_dtype(x.device.type))
         if torch.is_grad_enabled() and _is_own(x, *sizes) and not operator.is_transformed():
-            own = (None if p is None else p.to(inputs.dtype) for p in (weight, bias))
-            return _Convolution.apply(inputs, *own, *sizes), x
+            if weight.dtype != inputs.dtype:
+                weight = weight.to(inputs.dtype)
+                bias = None if bias is None else bias.to(inputs.dtype)
+            return _Convolution.apply(inputs, weight, bias, *sizes), x
         return _convolve(inputs, weight, bias, *sizes), x
 
     def check_streaming(self) -> None:
@@ -360,12 +363,11 @@ class _Convolution(torch.autograd.Function):
         if _is_much(x, *ctx.sizes):
             grad_x, grad_weight = _without_windows(ctx, grad, x, weight)
         else:
-            if ctx.needs_input_grad[0]:
-                grad_windows = (grad @ weight).view(rows, B, weight.shape[1])
-                grad_x = operator.windows_backward(grad_windows, *ctx.sizes)
+            width = weight.shape[1]
+            if ctx.needs_input_grad[0]:  # no name for what is as large as the windows
+                grad_x = operator.windows_backward((grad @ weight).view(rows, B, width), *ctx.sizes)
             if ctx.needs_input_grad[1]:
-                windows = operator.windows(x, *ctx.sizes)
-                grad_weight = grad.t() @ windows.view(-1, weight.shape[1])
+                grad_weight = grad.t() @ operator.windows(x, *ctx.sizes).view(-1, width)
         if ctx.needs_input_grad[2]:
             grad_bias = grad.sum(0)
         return grad_x, grad_weight, grad_bias, None, None, None

@@ -211,6 +211,23 @@ def test_gradients_of_the_windows(on_host):
     assert kernels == {"windows<double, 1>", "windows_backward<double, 1>"}
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_layer_under_autocast(on_host, dtype):
+    layer = QRNNLayer(8, 6, kernel_size=3)
+    x = torch.randn(20, 3, 8).to(dtype).requires_grad_()
+    leaves = (x, *layer.parameters())
+    with torch.autocast("cpu", torch.bfloat16):
+        output, _ = layer(x)
+    assert output.dtype == torch.bfloat16
+    found = torch.autograd.grad(output.float().sin().sum(), leaves)
+    wide, _ = layer(x.float())
+    for a, b, leaf in zip(
+        found, torch.autograd.grad(wide.sin().sum(), leaves), leaves, strict=True
+    ):
+        assert a.dtype == leaf.dtype
+        assert (a - b).float().norm() < 0.02 * b.float().norm()  # eight bits
+
+
 def test_what_is_frozen_costs_no_kernel(on_host):
     layer, x = QRNNLayer(3, 2), torch.randn(5, 2, 3, requires_grad=True)
 
