@@ -39,8 +39,11 @@ EXPLAINED = (
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--results", type=Path, default=records.RESULTS, metavar="FOLDER")
+    results = parser.parse_args().results
+    if not results.is_dir():
+        parser.error(f"--results: there is no folder {results}")
     try:
-        render(parser.parse_args().results)
+        render(results)
     except records.RecordError as error:
         sys.exit(f"error: {error}; nothing was rendered")
 

@@ -291,7 +291,7 @@ def test_a_record_that_does_not_fit_is_refused_by_name_and_nothing_is_written(pr
     assert [file.name for file in (project / "reports").iterdir()] == ["results"]
 
 
-def test_records_of_another_folder_have_their_report_beside_them(project, monkeypatch):
+def test_records_of_another_folder_have_their_report_beside_them(project, monkeypatch, capsys):
     path = records.write(Path("mine"), FULL)
     records.write(Path("mine"), TRANSLATION)
     monkeypatch.setattr(sys, "argv", ["report.py", "--results", "mine"])
@@ -303,6 +303,10 @@ def test_records_of_another_folder_have_their_report_beside_them(project, monkey
     assert "results/" not in page and "results/" not in html
     assert "](iwslt-qrnn-small-seed1.svg)" in page
     assert Path("mine/iwslt-qrnn-small-seed1.svg").exists()
+    monkeypatch.setattr(sys, "argv", ["report.py", "--results", "yours"])
+    with pytest.raises(SystemExit):
+        report.main()
+    assert "there is no folder yours" in capsys.readouterr().err and not Path("yours").exists()
 
 
 def test_a_copy_of_a_record_is_no_other_seed(project, monkeypatch, capsys):
