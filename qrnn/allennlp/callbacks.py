@@ -2,7 +2,6 @@
 
 import json
 import os
-import random
 import shlex
 import sys
 import time
@@ -10,7 +9,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Dict, List, Optional
 
-import numpy
 import torch
 from allennlp.common import Params
 from allennlp.common.checks import ConfigurationError
@@ -18,6 +16,7 @@ from allennlp.training.callbacks import TrainerCallback
 
 from qrnn.allennlp.readers import data_source
 from qrnn.allennlp.word_vectors import WordVectors
+from qrnn.randomness import random_state, set_random_state
 
 PACKAGES = ("torch", "allennlp", "numba", "numpy")
 
@@ -138,14 +137,7 @@ class RandomState(TrainerCallback):
         self.saved: Optional[Dict[str, Any]] = None
 
     def state_dict(self) -> Dict[str, Any]:
-        state: Any = numpy.random.get_state()
-        name, keys, *rest = state
-        return {
-            "python": random.getstate(),
-            "numpy": (name, keys.tolist(), *rest),
-            "torch": torch.get_rng_state(),
-            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        }
+        return random_state()
 
     def load_state_dict(self, state_dict: Dict[str, Any]) -> None:
         self.saved = state_dict
@@ -160,11 +152,7 @@ class RandomState(TrainerCallback):
             if epoch < trainer._start_after_epochs_completed:
                 return {}
             trainer._train_epoch = train_epoch
-            random.setstate(saved["python"])
-            numpy.random.set_state(saved["numpy"])
-            torch.set_rng_state(saved["torch"].cpu())
-            if torch.cuda.is_available():
-                torch.cuda.set_rng_state_all([state.cpu() for state in saved["cuda"]])
+            set_random_state(saved)
             return train_epoch(epoch)
 
         trainer._train_epoch = resume

@@ -5,17 +5,17 @@ is replaced after every validation as a whole, has all that training depends on.
 """
 
 import os
-import random
 import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from joeynmt.config import ConfigurationError, TrainConfig
 from joeynmt.helpers_for_ddp import use_ddp
 from joeynmt.training import TrainManager
+
+from qrnn.randomness import random_state, set_random_state
 
 
 class ResumableConfig(TrainConfig):
@@ -149,23 +149,3 @@ class Batches:
         for batch in batches:
             self.seen += 1
             yield batch
-
-
-def random_state() -> dict[str, Any]:
-    """Of plain types, which joeynmt's torch.load takes."""
-    state: Any = np.random.get_state()
-    name, keys, *rest = state
-    return {
-        "python": random.getstate(),
-        "numpy": (name, keys.tolist(), *rest),
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-    }
-
-
-def set_random_state(state: dict[str, Any]) -> None:
-    random.setstate(state["python"])
-    np.random.set_state(state["numpy"])
-    torch.set_rng_state(state["torch"])
-    if torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["cuda"])
