@@ -391,9 +391,9 @@ def _without_windows(
             grad_x[at].addmm_(own, weight[:, j * I : (j + 1) * I])
         if ctx.needs_input_grad[1]:
             parts.append(own.t() @ x[at])
-    return grad_x if grad_x is None else grad_x.view(T, B, I), torch.cat(
-        parts, 1
-    ) if parts else None
+    if grad_x is not None:
+        grad_x = grad_x.view(T, B, I)
+    return grad_x, torch.cat(parts, 1) if parts else None
 
 
 def _initial_state(layers: Sequence[QRNNLayer], batch_size: int) -> QRNNState:
