@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.grad import conv2d_weight
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from qrnn.functional import (
@@ -56,10 +57,23 @@ torch.serialization.add_safe_globals([QRNNState])  # so that torch.load takes it
 
 State = QRNNState | tuple[Tensor, Tensor]
 
+
+def _prefers_onednn() -> bool:
+    """Whether MKL's float32 products take twice oneDNN's time, as on AMD's AVX-512 processors.
+
+    On an older one MKL was ahead in the gradients; others are not measured.
+    """
+    capabilities = torch.cpu.get_capabilities()
+    return "AMD" in str(capabilities.get("cpu_name")) and bool(capabilities.get("avx512_f"))
+
+
+ONEDNN = _prefers_onednn()
+
 # From how much on the convolution's backward makes no windows; with less, what that needs in calls
 # costs more than moving data. Measured by `scripts/benchmark.py convolution`.
-MANY_ROWS = 1024  # steps times sequences, on a CPU
+MANY_ROWS = 256 if ONEDNN else 1024  # steps times sequences, on a CPU
 MANY_WINDOWS = 3 << 24  # elements of all windows, on a GPU
+PIECE = 2048  # rows that oneDNN takes at a time for the weight's gradient, whose copies fit a cache
 
 
 def check_size(argument: str, value: object, least: int = 1) -> None:
@@ -329,17 +343,29 @@ def _convolve(
 
     weight (N, k * I), bias (N).
     """
-    if (
-        x.is_cpu
-        and x.dtype == torch.float32
-        and _is_own(x, k, before, after)
-        and torch.backends.mkldnn.is_available()
-    ):
-        # oneDNN's convolution, of an image (1, I, steps, B) with the channels last
-        padded = F.pad(x, (0, 0, 0, 0, before, after))
-        kernel = weight.unflatten(1, (k, 1, x.shape[2])).permute(0, 3, 1, 2)
-        return F.conv2d(padded.permute(2, 0, 1)[None], kernel, bias)[0].permute(1, 2, 0)
+    if _is_own(x, k, before, after) and _has_onednn(x):
+        image = _image(F.pad(x, (0, 0, 0, 0, before, after)))
+        return _steps(F.conv2d(image, _kernel(weight, k), bias))
     return F.linear(operator.windows(x, k, before, after), weight, bias)
+
+
+def _has_onednn(x: Tensor) -> bool:
+    return x.is_cpu and x.dtype == torch.float32 and torch.backends.mkldnn.is_available()
+
+
+def _image(x: Tensor) -> Tensor:
+    """(T, B, N) as conv2d takes it: (1, N, T, B), with the channels last in memory."""
+    return x.permute(2, 0, 1)[None]
+
+
+def _steps(image: Tensor) -> Tensor:
+    """The reverse of `_image`."""
+    return image[0].permute(1, 2, 0)
+
+
+def _kernel(weight: Tensor, k: int) -> Tensor:
+    """(N, k * I) as conv2d takes it: (N, I, k, 1)."""
+    return weight.unflatten(1, (k, 1, -1)).permute(0, 3, 1, 2)
 
 
 class _Convolution(torch.autograd.Function):
@@ -357,28 +383,58 @@ class _Convolution(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         x, weight = ctx.saved_tensors
-        rows, B, N = grad.shape
-        grad = grad.reshape(-1, N)  # flatten has no rule for batched gradients
-        grad_x = grad_weight = grad_bias = None
-        if _is_much(x, *ctx.sizes):
-            grad_x, grad_weight = _without_windows(ctx, grad, x, weight)
+        if not _is_much(x, *ctx.sizes):
+            gradients = _with_windows
+        elif ONEDNN and _has_onednn(x):
+            gradients = _by_onednn
         else:
-            width = weight.shape[1]
-            if ctx.needs_input_grad[0]:  # no name for what is as large as the windows
-                grad_x = operator.windows_backward((grad @ weight).view(rows, B, width), *ctx.sizes)
-            if ctx.needs_input_grad[1]:
-                grad_weight = grad.t() @ operator.windows(x, *ctx.sizes).view(-1, width)
-        if ctx.needs_input_grad[2]:
-            grad_bias = grad.sum(0)
+            gradients = _without_windows
+        grad_x, grad_weight = gradients(ctx, grad, x, weight)
+        grad_bias = grad.sum((0, 1)) if ctx.needs_input_grad[2] else None
         return grad_x, grad_weight, grad_bias, None, None, None
+
+
+def _with_windows(
+    ctx: Any, grad: Tensor, x: Tensor, weight: Tensor
+) -> tuple[Tensor | None, Tensor | None]:
+    """Of `_Convolution`, the gradients at x and weight: a product each."""
+    (rows, B, N), width = grad.shape, weight.shape[1]
+    grad = grad.reshape(-1, N)  # flatten has no rule for batched gradients
+    grad_x = grad_weight = None
+    if ctx.needs_input_grad[0]:  # no name for what is as large as the windows
+        grad_x = operator.windows_backward((grad @ weight).view(rows, B, width), *ctx.sizes)
+    if ctx.needs_input_grad[1]:
+        grad_weight = grad.t() @ operator.windows(x, *ctx.sizes).view(-1, width)
+    return grad_x, grad_weight
+
+
+def _by_onednn(
+    ctx: Any, grad: Tensor, x: Tensor, weight: Tensor
+) -> tuple[Tensor | None, Tensor | None]:
+    """As `_with_windows`, by the gradients of oneDNN's convolution."""
+    (k, before, after), (T, B, I), rows = ctx.sizes, x.shape, len(grad)
+    image, kernel = _image(grad), _kernel(weight, k)
+    grad_x = grad_weight = None
+    if ctx.needs_input_grad[0]:
+        grad_x = _steps(F.conv_transpose2d(image, kernel)).narrow(0, before, T)
+    if ctx.needs_input_grad[1]:
+        padded = _image(F.pad(x, (0, 0, 0, 0, before, after)))
+        steps = max(1, PIECE // B)
+        grad_kernel = sum(
+            conv2d_weight(padded[:, :, t : t + steps + k - 1], kernel.shape, piece)
+            for t, piece in zip(range(0, rows, steps), image.split(steps, 2), strict=True)
+        )
+        grad_weight = grad_kernel.permute(0, 2, 3, 1).reshape(-1, k * I)
+    return grad_x, grad_weight
 
 
 def _without_windows(
     ctx: Any, grad: Tensor, x: Tensor, weight: Tensor
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Of `_Convolution`, the gradients at x and weight: a product for each step of the window."""
+    """As `_with_windows`, by a product for each step of the window."""
     (k, before, _), (T, B, I) = ctx.sizes, x.shape
-    x, rows = x.reshape(-1, I), grad.shape[0]
+    x, grad = x.reshape(-1, I), grad.reshape(-1, grad.shape[2])
+    rows = len(grad)
     grad_x = grad.new_zeros(x.shape) if ctx.needs_input_grad[0] else None
     parts = []
     for j in range(k):

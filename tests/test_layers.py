@@ -634,7 +634,13 @@ class TestShapes:
 
 class TestManyRows:
     """Many steps take another way to the same pre-activations: in float32 on a CPU oneDNN's
-    convolution, and in backward products without windows."""
+    convolution, and in backward its gradients or products without windows."""
+
+    @pytest.fixture(autouse=True, params=[False, True])
+    def onednn(self, request: Any, monkeypatch: pytest.MonkeyPatch) -> bool:
+        monkeypatch.setattr(layers, "ONEDNN", request.param)
+        monkeypatch.setattr(layers, "PIECE", 100)
+        return bool(request.param)
 
     @pytest.fixture
     def taken(self, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
@@ -704,7 +710,23 @@ class TestManyRows:
         gates, _ = layer.convolve(torch.empty(T, B, I, device="meta"))
         assert (type(gates.grad_fn).__name__ == "_ConvolutionBackward") == many
 
-    def test_no_windows_are_kept_nor_made_in_backward(self) -> None:
+    @pytest.mark.parametrize("bidirectional", [False, True])
+    def test_second_gradients(self, bidirectional: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+        layer = QRNNLayer(3, 2, bidirectional=bidirectional, kernel_size=3)
+        x = torch.randn(layers.MANY_ROWS // 4, 4, 3, requires_grad=True)
+        leaves = (x, *layer.parameters())
+
+        def run() -> tuple[Tensor, ...]:
+            gates, _ = layer.convolve(x)
+            first = torch.autograd.grad(gates.sin().sum(), leaves, create_graph=True)
+            return torch.autograd.grad(sum(g.square().sum() for g in first), leaves)
+
+        found = run()
+        monkeypatch.setattr(layers, "MANY_ROWS", 10**9)
+        for a, b in zip(found, run(), strict=True):
+            assert (a - b).norm() < 1e-5 * b.norm()
+
+    def test_no_windows_are_kept_nor_made_in_backward(self, onednn: bool) -> None:
         k, T, B, I = 4, 64, 16, 8
         layer = QRNNLayer(I, 2, kernel_size=k)
         kept = []
@@ -724,7 +746,7 @@ class TestManyRows:
 
         with Watch():
             gates.sum().backward()
-        assert max(sizes) == T * B * I
+        assert max(sizes) == (T + k - 1 if onednn else T) * B * I
 
     @pytest.mark.parametrize("bidirectional", [False, True])
     def test_under_autocast(self, bidirectional: bool, monkeypatch: pytest.MonkeyPatch) -> None:
