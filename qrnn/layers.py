@@ -420,11 +420,11 @@ def _by_onednn(
     if ctx.needs_input_grad[1]:
         padded = _image(F.pad(x, (0, 0, 0, 0, before, after)))
         steps = max(1, PIECE // B)
-        grad_kernel = sum(
+        first, *others = (
             conv2d_weight(padded[:, :, t : t + steps + k - 1], kernel.shape, piece)
             for t, piece in zip(range(0, rows, steps), image.split(steps, 2), strict=True)
         )
-        grad_weight = grad_kernel.permute(0, 2, 3, 1).reshape(-1, k * I)
+        grad_weight = sum(others, first).permute(0, 2, 3, 1).reshape(-1, k * I)
     return grad_x, grad_weight
 
 
