@@ -147,7 +147,8 @@ def figure4(device: Device, seconds: float) -> Iterator[Row]:
 
     Training is forward and backward with the gradient of the input. nn.LSTM runs in float16
     (`lstm_dtype`) where in bfloat16 it would lay out its weights for cuDNN in every call.
-    `product_share` is the part of the layer's time that its matrix products take alone.
+    `product_share` is the time of its matrix products alone, by torch's matmul, over the layer's,
+    which may take them elsewhere.
     """
     for dtype, mode in product(device.dtypes, MODES):
         training = mode == "training"

@@ -45,7 +45,9 @@ def figure4(rows: Rows) -> list[Part]:
                 text += f" as nn.LSTM in {cells[0]['lstm_dtype']}"
             if "product_share" in cells[0]:
                 share = statistics.median(row["product_share"] for row in cells)
-                text += f"; the matrix products take {share:.0%} of the layer's time (median)"
+                text += (
+                    f"; torch's matmul alone, of as much, takes {share:.0%} of that time (median)"
+                )
                 parts.append(pivot(text, cells, ["batch"], ["length"], number(column)))
                 continue
             beside = True
