@@ -335,8 +335,8 @@ def test_figure4_on_a_cpu_stands_beside_no_paper(project):
     readme, page = rendered(project)
     link = "[bench-figure4-cpu.json](results/bench-figure4-cpu.json)"
     assert (
-        "the cpu:\n\ninference, bfloat16: 2.83 times as fast (geometric mean); the matrix products "
-        f"take 81% of the layer's time (median) ({link})\n\n"
+        "the cpu:\n\ninference, bfloat16: 2.83 times as fast (geometric mean); torch's matmul "
+        f"alone, of as much, takes 81% of that time (median) ({link})\n\n"
         "| batch \\ length | 32 | 64 |\n| --- | --- | --- |\n| 8 | 1.00 | 2.00 |\n"
         "| 16 | 4.00 | 8.00 |\n"
     ) in page
