@@ -710,6 +710,21 @@ class TestManyRows:
         gates, _ = layer.convolve(torch.empty(T, B, I, device="meta"))
         assert (type(gates.grad_fn).__name__ == "_ConvolutionBackward") == many
 
+    @pytest.mark.parametrize(
+        ("capabilities", "wanted"),
+        [
+            ({"cpu_name": "AMD EPYC", "avx512_f": True}, True),
+            ({"cpu_name": "AMD EPYC", "avx512_f": False}, False),
+            ({"cpu_name": "Intel Xeon", "avx512_f": True}, False),
+            ({"architecture": "aarch64"}, False),
+        ],
+    )
+    def test_which_processors_prefer_onednn(
+        self, capabilities: dict[str, Any], wanted: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+        assert layers._prefers_onednn() is wanted
+
     @pytest.mark.parametrize("bidirectional", [False, True])
     def test_second_gradients(self, bidirectional: bool, monkeypatch: pytest.MonkeyPatch) -> None:
         layer = QRNNLayer(3, 2, bidirectional=bidirectional, kernel_size=3)
