@@ -218,7 +218,8 @@ class QRNNLayer(nn.Module):
         bias: Tensor | None = self.bias
         if self.weight_dropout and self.training:
             weight = F.dropout(weight, self.weight_dropout)
-        if k == 1:
+        # no convolution, but where oneDNN's products are wanted
+        if k == 1 and not (ONEDNN and _takes_onednn(x, 1, 0, 0) and not autocasts(x.device)):
             return F.linear(x, weight, bias), x
         before = k - 1 if self.masked else (k - 1) // 2
         after = k - 1 - before
@@ -336,6 +337,12 @@ def _is_own(x: Tensor, *sizes: int) -> bool:
     return x.is_cuda or _is_much(x, *sizes)
 
 
+def _takes_onednn(x: Tensor, *sizes: int) -> bool:
+    """Whether `_convolve` is oneDNN's convolution."""
+    wanted = x.is_cpu and x.dtype == torch.float32 and _is_own(x, *sizes)
+    return wanted and torch.backends.mkldnn.is_available()
+
+
 def _convolve(
     x: Tensor, weight: Tensor, bias: Tensor | None, k: int, before: int, after: int
 ) -> Tensor:
@@ -343,14 +350,10 @@ def _convolve(
 
     weight (N, k * I), bias (N).
     """
-    if _is_own(x, k, before, after) and _has_onednn(x):
+    if _takes_onednn(x, k, before, after):
         image = _image(F.pad(x, (0, 0, 0, 0, before, after)))
         return _steps(F.conv2d(image, _kernel(weight, k), bias))
     return F.linear(operator.windows(x, k, before, after), weight, bias)
-
-
-def _has_onednn(x: Tensor) -> bool:
-    return x.is_cpu and x.dtype == torch.float32 and torch.backends.mkldnn.is_available()
 
 
 def _image(x: Tensor) -> Tensor:
@@ -385,7 +388,7 @@ class _Convolution(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         if not _is_much(x, *ctx.sizes):
             gradients = _with_windows
-        elif ONEDNN and _has_onednn(x):
+        elif ONEDNN and _takes_onednn(x, *ctx.sizes):
             gradients = _by_onednn
         else:
             gradients = _without_windows
