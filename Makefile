@@ -35,7 +35,7 @@ data-imdb: install  ## download and prepare IMDb, MIRROR=folder or URL prefix wi
 	.venv/bin/python scripts/imdb.py $(if $(MIRROR),--mirror "$(MIRROR)")
 
 data-iwslt: install  ## the same for IWSLT 2016 German-English; LOWER=1 lower-cases all of it
-	.venv/bin/python scripts/iwslt.py $(if $(MIRROR),--mirror "$(MIRROR)") $(if $(LOWER),--lower)
+	.venv/bin/python scripts/iwslt.py $(if $(MIRROR),--mirror "$(MIRROR)") $(if $(filter-out 0,$(LOWER)),--lower)
 
 data-ptb: install  ## the same for the Penn Treebank
 	.venv/bin/python scripts/ptb.py $(if $(MIRROR),--mirror "$(MIRROR)")
@@ -60,7 +60,8 @@ reproduce-all: install  ## the whole replication; DRY_RUN=1 shows the plan (READ
 	.venv/bin/python scripts/reproduce.py $(if $(ONLY),--only "$(ONLY)") \
 	  $(if $(PROFILE),--profile "$(PROFILE)") $(if $(SEEDS),--seeds "$(SEEDS)") \
 	  $(if $(MIRROR),--mirror "$(MIRROR)") $(if $(VECTORS),--vectors "$(VECTORS)") \
-	  $(if $(LOWER),--lower) $(if $(RESULTS),--results "$(RESULTS)") $(if $(DRY_RUN),--dry-run)
+	  $(if $(filter-out 0,$(LOWER)),--lower) $(if $(RESULTS),--results "$(RESULTS)") \
+	  $(if $(filter-out 0,$(DRY_RUN)),--dry-run)
 
 report: install  ## render the tables of README.md and reports/ from reports/results
 	.venv/bin/python scripts/report.py

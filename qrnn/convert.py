@@ -35,9 +35,12 @@ def from_torchqrnn(state_dict: Mapping[str, Tensor], rnn: QRNN) -> dict[str, Ten
 
     Raises:
         ValueError: if `rnn` is another kind of QRNN, or keys or shapes do not fit.
-        TypeError: for an entry that is no floating-point Tensor, or an `rnn` that is no QRNN.
+        TypeError: for a `state_dict` that is none, an entry that is no floating-point Tensor, or an
+            `rnn` that is no QRNN.
     """
     layers = _layers(rnn)
+    if not isinstance(state_dict, Mapping):
+        raise TypeError(f"state_dict: expected a mapping, got {type(state_dict).__name__}")
     expected = [f"layers.{n}.linear.{kind}" for n in range(len(layers)) for kind in KINDS]
     fits = sorted(state_dict) == sorted(expected)
     check(fits, "state_dict", ", ".join(expected), ", ".join(state_dict) or "nothing")

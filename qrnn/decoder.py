@@ -169,6 +169,8 @@ class QRNNDecoder(nn.Module):
         """The state before the first step: zeros, and what the encoder conditions the layers on.
 
         encoder_final (L, B, M): the last output of each encoder layer, whatever batch_first is.
+            Of a bidirectional QRNN, whose h_n is (2 * L, B, H), with M = 2 * H:
+            h_n.unflatten(0, (L, 2)).transpose(1, 2).flatten(2).
         """
         weight = self._layers[0].weight
         check_floating("encoder_final", encoder_final)

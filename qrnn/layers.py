@@ -469,7 +469,7 @@ def check_input(x: object, weight: Tensor, input_size: int) -> None:
     check_floating("input", x)
     assert isinstance(x, Tensor)
     check(x.dim() == 3, "input", "3 dimensions", tuple(x.shape))
-    check(x.shape[2] == input_size, "input", f"a last dimension of {input_size}", tuple(x.shape))
+    check(x.shape[2] == input_size, "input", f"a last dimension of {input_size}", x.shape[2])
     check(x.device == weight.device, "input", f"device {weight.device}", x.device)
     wide = torch.float64 in (x.dtype, weight.dtype)  # autocast leaves it alone
     if x.dtype != weight.dtype and (wide or not autocasts(x.device)):

@@ -366,7 +366,7 @@ def parsed() -> tuple[Options, bool]:
     )
     parser.add_argument("--only", metavar="PART,...", help=f"of {', '.join(PARTS)}; all of them")
     parser.add_argument("--profile", choices=PROFILES)
-    parser.add_argument("--seeds", type=int, default=1, help="how many, from 1 on")
+    parser.add_argument("--seeds", type=int, help="how many, from 1 on: by default 1")
     parser.add_argument("--mirror", help="folder or URL prefix that holds the archives")
     parser.add_argument(
         "--vectors", choices=(*vectors.PUBLISHED, vectors.WORD2VEC_NAME), metavar="SET",
@@ -376,9 +376,8 @@ def parsed() -> tuple[Options, bool]:
     parser.add_argument(
         "--results",
         type=Path,
-        default=records.RESULTS,
         help="folder of the records: what has none in it is to do, but a training that runs/ holds "
-        "is not repeated; the report is rendered into it",
+        f"is not repeated; the report is rendered into it; by default {records.RESULTS}",
     )
     parser.add_argument("--dry-run", action="store_true", help="show the plan, do nothing")
     given = parser.parse_args()
@@ -386,19 +385,26 @@ def parsed() -> tuple[Options, bool]:
     for part in only:
         if part not in PARTS:
             parser.error(f"--only: expected some of {', '.join(PARTS)}, got {part!r}")
-    if given.seeds < 1:
+    if given.seeds is not None and given.seeds < 1:
         parser.error(f"--seeds: expected at least 1, got {given.seeds}")
+    if given.results and given.results.exists() and not given.results.is_dir():
+        parser.error(f"--results: {given.results} is no folder")
+    if given.mirror and "://" not in given.mirror and not Path(given.mirror).expanduser().is_dir():
+        parser.error(f"--mirror: there is no folder {given.mirror}")
     profile = given.profile or ("full" if torch.cuda.is_available() else "cpu")
     small = profile == "quick"
+    for name in ("seeds", "mirror", "vectors", "lower", "results"):
+        if small and getattr(given, name):
+            parser.error(f"--{name}: the profile quick has one of its own")
     options = Options(
         only=only,
         profile=profile,
-        seeds=1 if small else given.seeds,
+        seeds=given.seeds or 1,
         mirror=given.mirror,
         vectors=given.vectors or VECTORS.get(profile),
         lower=given.lower,
         runs=quick.RUNS if small else Path("runs"),
-        results=quick.RESULTS if small else given.results,
+        results=quick.RESULTS if small else given.results or records.RESULTS,
         device=records.device("cpu" if profile == "cpu" else None),
     )
     return options, given.dry_run
@@ -442,10 +448,21 @@ def plan(options: Options) -> tuple[list[Step], list[Step], list[Step]]:
                     experiments.append(training(row, seed, options, known))
             if options.profile == "full" and "ptb" in options.only:
                 experiments.append(caching(seed, options, known))
+        experiments = without_unused(experiments)
         command = ("scripts/report.py", *elsewhere(options))
         report.append(Step("report", command, None, hours=0.005, gigabytes=0.0))
     first = benchmarks(options, known) if "bench" in options.only else []
     return first, experiments, report
+
+
+def without_unused(steps: Sequence[Step]) -> list[Step]:
+    """Without data that no step after them is still to read."""
+    kept: list[Step] = []
+    for step in reversed(steps):
+        used = any(step.name in later.needs for later in kept if not later.done)
+        if step.done or used or not step.name.startswith(("data-", "vectors-")):
+            kept.append(step)
+    return kept[::-1]
 
 
 def data_steps(options: Options) -> list[Step]:

@@ -852,7 +852,7 @@ MISUSES: dict[str, tuple[Callable[[], Any], type[Exception], str, str, str]] = {
         TypeError, "input", "a Tensor", "list",
     ),
     "input dimensions": (call((5, 3)), ValueError, "input", "3 dimensions", "(5, 3)"),
-    "input size": (call((5, 2, 4)), ValueError, "input", "a last dimension of 3", "(5, 2, 4)"),
+    "input size": (call((5, 2, 4)), ValueError, "input", "a last dimension of 3", "4"),
     "input type": (call(torch.zeros(5, 2, 3).double()), TypeError, "input", "float32", "float64"),
     "input device": (call(torch.zeros(5, 2, 3, device="meta")), ValueError, "input", "cpu", "meta"),
     # state

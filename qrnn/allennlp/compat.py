@@ -19,6 +19,7 @@ import sys
 from argparse import ArgumentParser, Namespace, _SubParsersAction
 from importlib.machinery import ModuleSpec
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Iterator, List, NoReturn, Union
@@ -65,6 +66,11 @@ def _check_versions() -> None:
         found = version("allennlp")
     except PackageNotFoundError:
         found = "without metadata of its version"
+        if find_spec("allennlp") is None:
+            raise ImportError(
+                f"qrnn.allennlp needs allennlp {ALLENNLP}, which is not installed: README.md has "
+                "the command"
+            ) from None
     if found != ALLENNLP:
         raise ImportError(
             f"qrnn was tested with allennlp {ALLENNLP} only, but the one installed is {found}. "

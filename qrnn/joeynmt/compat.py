@@ -13,6 +13,7 @@ import functools
 import inspect
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -68,6 +69,11 @@ def _check_versions() -> None:
         found = version("joeynmt")
     except PackageNotFoundError:
         found = "without metadata of its version"
+        if find_spec("joeynmt") is None:
+            raise ImportError(
+                f"qrnn.joeynmt needs joeynmt {JOEYNMT}, which is not installed: README.md has "
+                "the command"
+            ) from None
     if found != JOEYNMT:
         raise ImportError(
             f"qrnn was tested with joeynmt {JOEYNMT} only, but the one installed is {found}. "

@@ -367,12 +367,13 @@ def pool(
     """See `operator.pool`."""
     call = _Call(gates, c0, lengths, seed, pooling, direction, zoneout, shift)
     T, B, D, H = call.shape
-    h, c_n = call.empty(T, B, D, H), call.empty(D, B, H)
+    # no views of others, which autograd would not let its user change in place
+    h, c_n = call.empty(T, B, D * H), call.empty(D, B, H)
     keep_cells = keep_cells and pooling != "f"
-    cells = call.empty(T if keep_cells else 0, B, D, H)
-    call.run(_forward, h.numpy(), cells.numpy(), c_n.numpy())
-    kept = cells.flatten(2) if keep_cells else cells.new_empty(0)
-    return h.flatten(2).to(call.dtype), kept.to(call.dtype), c_n.to(call.dtype)
+    cells = call.empty(T, B, D * H) if keep_cells else call.empty(0)
+    as_kernel = cells.view(T if keep_cells else 0, B, D, H)
+    call.run(_forward, h.view(call.shape).numpy(), as_kernel.numpy(), c_n.numpy())
+    return h.to(call.dtype), cells.to(call.dtype), c_n.to(call.dtype)
 
 
 def pool_backward(

@@ -114,9 +114,10 @@ def pool(
     c_TBDH, c_n = torch.stack(cells, 2), torch.stack(last)
     if valid is not None:
         c_TBDH = c_TBDH.where(valid, 0)
-    h_TBDH = c_TBDH if gate.o is None else gate.o * c_TBDH
-    kept = c_TBDH.flatten(2) if keep_cells and pooling != "f" else c_TBDH.new_empty(0)
-    return h_TBDH.flatten(2).to(gates.dtype), kept.to(gates.dtype), c_n.to(gates.dtype)
+    c = c_TBDH.flatten(2)
+    h = c if gate.o is None else gate.o.flatten(2) * c  # no view, see cpu.pool
+    kept = c if keep_cells and pooling != "f" else c.new_empty(0)
+    return h.to(gates.dtype), kept.to(gates.dtype), c_n.to(gates.dtype)
 
 
 def pool_backward(

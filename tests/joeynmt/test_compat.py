@@ -30,6 +30,9 @@ class TestVersions:
         monkeypatch.setattr(compat, "version", missing)
         with pytest.raises(ImportError, match="without metadata"):
             compat.extend()
+        monkeypatch.setattr(compat, "find_spec", lambda name: None)
+        with pytest.raises(ImportError, match="is not installed"):
+            compat.extend()
 
     @pytest.mark.parametrize("found", ["1.12.1", "2.10.2+cu128", "2.14.0", "3.0.0a0"])
     def test_another_torch(self, monkeypatch, found):
