@@ -59,12 +59,14 @@ State = QRNNState | tuple[Tensor, Tensor]
 
 
 def _prefers_onednn() -> bool:
-    """Whether MKL's float32 products take twice oneDNN's time, as on AMD's AVX-512 processors.
+    """Whether oneDNN is wanted for the gradients as well: on AMD's processors from Zen 5 on.
 
-    On an older one MKL was ahead in the gradients; others are not measured.
+    There MKL's products in float32 take twice oneDNN's time. On an older one of AMD's they did not,
+    and MKL was ahead in the gradients; Intel's are not measured.
     """
     capabilities = torch.cpu.get_capabilities()
-    return "AMD" in str(capabilities.get("cpu_name")) and bool(capabilities.get("avx512_f"))
+    zen5 = capabilities.get("avx512_vp2intersect")  # of AMD's the first with it
+    return "AMD" in str(capabilities.get("cpu_name")) and bool(zen5)
 
 
 ONEDNN = _prefers_onednn()
@@ -74,6 +76,8 @@ ONEDNN = _prefers_onednn()
 MANY_ROWS = 256 if ONEDNN else 1024  # steps times sequences, on a CPU
 MANY_WINDOWS = 3 << 24  # elements of all windows, on a GPU
 PIECE = 2048  # rows that oneDNN takes at a time for the weight's gradient, whose copies fit a cache
+# Smaller images than this torch does not give to oneDNN, and of few channels oneDNN makes little.
+LEAST_IMAGE, LEAST_CHANNELS = 20_480, 16
 
 
 def check_size(argument: str, value: object, least: int = 1) -> None:
@@ -218,8 +222,7 @@ class QRNNLayer(nn.Module):
         bias: Tensor | None = self.bias
         if self.weight_dropout and self.training:
             weight = F.dropout(weight, self.weight_dropout)
-        # no convolution, but where oneDNN's products are wanted
-        if k == 1 and not (ONEDNN and _takes_onednn(x, 1, 0, 0) and not autocasts(x.device)):
+        if k == 1:
             return F.linear(x, weight, bias), x
         before = k - 1 if self.masked else (k - 1) // 2
         after = k - 1 - before
@@ -337,10 +340,13 @@ def _is_own(x: Tensor, *sizes: int) -> bool:
     return x.is_cuda or _is_much(x, *sizes)
 
 
-def _takes_onednn(x: Tensor, *sizes: int) -> bool:
+def _takes_onednn(x: Tensor, weight: Tensor, *sizes: int) -> bool:
     """Whether `_convolve` is oneDNN's convolution."""
-    wanted = x.is_cpu and x.dtype == torch.float32 and _is_own(x, *sizes)
-    return wanted and torch.backends.mkldnn.is_available()
+    if not (x.is_cpu and x.dtype == torch.float32 and _is_own(x, *sizes)):
+        return False
+    channels = min(x.shape[2], len(weight))  # of x, and of the gradient of what is made of it
+    large = len(x) * x.shape[1] * channels > LEAST_IMAGE and channels >= LEAST_CHANNELS
+    return large and torch.backends.mkldnn.is_available()
 
 
 def _convolve(
@@ -350,10 +356,14 @@ def _convolve(
 
     weight (N, k * I), bias (N).
     """
-    if _takes_onednn(x, k, before, after):
-        image = _image(F.pad(x, (0, 0, 0, 0, before, after)))
+    if _takes_onednn(x, weight, k, before, after):
+        image = _image(_pad(x, before, after))
         return _steps(F.conv2d(image, _kernel(weight, k), bias))
     return F.linear(operator.windows(x, k, before, after), weight, bias)
+
+
+def _pad(x: Tensor, before: int, after: int) -> Tensor:
+    return F.pad(x, (0, 0, 0, 0, before, after)) if before or after else x
 
 
 def _image(x: Tensor) -> Tensor:
@@ -388,7 +398,7 @@ class _Convolution(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         if not _is_much(x, *ctx.sizes):
             gradients = _with_windows
-        elif ONEDNN and _takes_onednn(x, *ctx.sizes):
+        elif ONEDNN and _takes_onednn(x, weight, *ctx.sizes):
             gradients = _by_onednn
         else:
             gradients = _without_windows
@@ -411,6 +421,7 @@ def _with_windows(
     return grad_x, grad_weight
 
 
+@torch.autocast("cpu", enabled=False)
 def _by_onednn(
     ctx: Any, grad: Tensor, x: Tensor, weight: Tensor
 ) -> tuple[Tensor | None, Tensor | None]:
@@ -421,13 +432,14 @@ def _by_onednn(
     if ctx.needs_input_grad[0]:
         grad_x = _steps(F.conv_transpose2d(image, kernel)).narrow(0, before, T)
     if ctx.needs_input_grad[1]:
-        padded = _image(F.pad(x, (0, 0, 0, 0, before, after)))
-        steps = max(1, PIECE // B)
-        first, *others = (
+        padded = _image(_pad(x, before, after))
+        steps = -(-rows // -(-rows * B // PIECE))  # of pieces of nearly one size
+        gradients = (
             conv2d_weight(padded[:, :, t : t + steps + k - 1], kernel.shape, piece)
             for t, piece in zip(range(0, rows, steps), image.split(steps, 2), strict=True)
         )
-        grad_weight = sum(others, first).permute(0, 2, 3, 1).reshape(-1, k * I)
+        total = sum(gradients, next(gradients))  # one after the other, not all at once
+        grad_weight = total.permute(0, 2, 3, 1).reshape(-1, k * I)
     return grad_x, grad_weight
 
 

@@ -1,6 +1,7 @@
 import copy
 import pickle
 import re
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -633,6 +634,9 @@ class TestShapes:
         close(rnn(x[:, 0])[0], rnn(x[:, :1].transpose(0, 1))[0][0])
 
 
+ROWS = 2200  # many, and also so many that a piece of them is large enough for oneDNN
+
+
 class TestManyRows:
     """Many steps take another way to the same pre-activations: in float32 on a CPU oneDNN's
     convolution, and in backward its gradients or products without windows."""
@@ -640,7 +644,7 @@ class TestManyRows:
     @pytest.fixture(autouse=True, params=[False, True])
     def onednn(self, request: Any, monkeypatch: pytest.MonkeyPatch) -> bool:
         monkeypatch.setattr(layers, "ONEDNN", request.param)
-        monkeypatch.setattr(layers, "PIECE", 100)
+        monkeypatch.setattr(layers, "PIECE", 1400)  # less than ROWS
         return bool(request.param)
 
     @pytest.fixture
@@ -658,7 +662,7 @@ class TestManyRows:
     @pytest.mark.parametrize("bidirectional", [False, True])
     @pytest.mark.parametrize("masked", [False, True])
     @pytest.mark.parametrize(
-        ("kernel_size", "sizes"), [(1, (4, 5)), (2, (5, 4)), (3, (1, 3)), (6, (8, 1))]
+        ("kernel_size", "sizes"), [(2, (24, 8)), (3, (20, 7)), (3, (3, 9)), (6, (22, 8))]
     )
     def test_equals_few_rows(
         self,
@@ -666,13 +670,12 @@ class TestManyRows:
         sizes: tuple[int, int],
         masked: bool,
         bidirectional: bool,
-        onednn: bool,
         taken: list[tuple[int, ...]],
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         options = {"kernel_size": kernel_size, "masked": masked, "bidirectional": bidirectional}
         layer = QRNNLayer(*sizes, **options)
-        for T, B in ((layers.MANY_ROWS, 1), (64, layers.MANY_ROWS // 64 + 1)):
+        for T, B in ((ROWS, 1), (64, ROWS // 64 + 1)):
             x = torch.randn(T, B, sizes[0], requires_grad=True)
             lengths = torch.randint(0, T + 1, (B,))
             grad = torch.randn(T, B, layer.directions * sizes[1])
@@ -690,13 +693,13 @@ class TestManyRows:
             with torch.no_grad():
                 gates, _ = layer.convolve(x)
                 close(layer(x, None, lengths)[0], want[0], 1e-5)
-            assert len(taken) == (3 if kernel_size > 1 or onednn else 0)
+            assert len(taken) == (3 if sizes[0] >= layers.LEAST_CHANNELS else 0)
             assert gates.is_contiguous()
             taken.clear()
 
     def test_batched_gradients(self) -> None:
-        layer = QRNNLayer(3, 2, kernel_size=2)
-        x = torch.randn(layers.MANY_ROWS // 4, 4, 3, requires_grad=True)
+        layer = QRNNLayer(24, 8, kernel_size=2)
+        x = torch.randn(ROWS // 4, 4, 24, requires_grad=True)
         leaves = (x, *layer.parameters())
         output, _ = layer(x)
         v = torch.randn(2, *output.shape)
@@ -715,12 +718,54 @@ class TestManyRows:
         gates, _ = layer.convolve(torch.empty(T, B, I, device="meta"))
         assert (type(gates.grad_fn).__name__ == "_ConvolutionBackward") == many
 
+    @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch has no oneDNN")
+    def test_is_onednn(self, onednn: bool) -> None:
+        x = torch.randn(ROWS, 1, 24, requires_grad=True)
+        with torch.profiler.profile() as profile:
+            QRNNLayer(24, 8)(x)[0].sum().backward()
+        ran = [event.key for event in profile.key_averages()]
+        assert "aten::mkldnn_convolution" in ran
+        assert ("aten::convolution_backward" in ran) == onednn
+        assert not [name for name in ran if "thnn" in name or "slow_conv" in name]
+
+    def test_one_gradient_of_a_piece_at_a_time(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(layers, "PIECE", 100)
+        layer, most = QRNNLayer(24, 8, kernel_size=3), 0
+        made: list[weakref.ref[Tensor]] = []
+
+        class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+            def __torch_dispatch__(self, function: Any, _: Any, args: Any = (), kwargs: Any = None):
+                nonlocal most
+                out = function(*args, **(kwargs or {}))
+                results = out if isinstance(out, tuple) else (out,)
+                made.extend(
+                    weakref.ref(v)
+                    for v in results
+                    if isinstance(v, Tensor) and v.numel() == 24 * 72
+                )
+                most = max(most, sum(v() is not None for v in made))
+                return out
+
+        gates, _ = layer.convolve(torch.randn(ROWS, 1, 24))
+        with Watch():
+            gates.sum().backward()
+        assert most < 8
+
+    @pytest.mark.parametrize("autocast", [False, True])
+    def test_gradients_under_autocast_are_those_without(self, autocast: bool) -> None:
+        layer, x = QRNNLayer(24, 8), torch.randn(ROWS, 1, 24, requires_grad=True)
+        gates, _ = layer.convolve(x)
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            (found,) = torch.autograd.grad(gates, x, torch.ones_like(gates))
+        weight = layer.weight.detach().sum(0).view(2, 24).double()
+        assert (found[1:-1].double() - weight.sum(0)).abs().max() < 1e-5
+
     @pytest.mark.parametrize(
         ("capabilities", "wanted"),
         [
-            ({"cpu_name": "AMD EPYC", "avx512_f": True}, True),
-            ({"cpu_name": "AMD EPYC", "avx512_f": False}, False),
-            ({"cpu_name": "Intel Xeon", "avx512_f": True}, False),
+            ({"cpu_name": "AMD EPYC", "avx512_vp2intersect": True}, True),
+            ({"cpu_name": "AMD EPYC", "avx512_vp2intersect": False}, False),
+            ({"cpu_name": "Intel Xeon", "avx512_vp2intersect": True}, False),
             ({"architecture": "aarch64"}, False),
         ],
     )
@@ -732,8 +777,8 @@ class TestManyRows:
 
     @pytest.mark.parametrize("bidirectional", [False, True])
     def test_second_gradients(self, bidirectional: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-        layer = QRNNLayer(3, 2, bidirectional=bidirectional, kernel_size=3)
-        x = torch.randn(layers.MANY_ROWS // 4, 4, 3, requires_grad=True)
+        layer = QRNNLayer(24, 8, bidirectional=bidirectional, kernel_size=3)
+        x = torch.randn(ROWS // 4, 4, 24, requires_grad=True)
         leaves = (x, *layer.parameters())
 
         def run() -> tuple[Tensor, ...]:
@@ -747,8 +792,8 @@ class TestManyRows:
             assert (a - b).norm() < 1e-5 * b.norm()
 
     def test_no_windows_are_kept_nor_made_in_backward(self, onednn: bool) -> None:
-        k, T, B, I = 4, 64, 16, 8
-        layer = QRNNLayer(I, 2, kernel_size=k)
+        k, T, B, I = 4, 64, 16, 24
+        layer = QRNNLayer(I, 8, kernel_size=k)
         kept = []
         x = torch.randn(T, B, I, requires_grad=True)
         with torch.autograd.graph.saved_tensors_hooks(
@@ -788,8 +833,8 @@ class TestManyRows:
 
     @pytest.mark.parametrize("frozen", ["x", "weight", "bias", "no bias"])
     def test_gradients_of_some(self, frozen: str) -> None:
-        layer = QRNNLayer(3, 2, bias=frozen != "no bias")
-        x = torch.randn(layers.MANY_ROWS, 1, 3, requires_grad=frozen != "x")
+        layer = QRNNLayer(24, 8, bias=frozen != "no bias")
+        x = torch.randn(ROWS, 1, 24, requires_grad=frozen != "x")
         if frozen in ("weight", "bias"):
             layer.get_parameter(frozen).requires_grad_(False)
         layer(x)[0].sum().backward()
@@ -797,13 +842,13 @@ class TestManyRows:
         assert {n for n, p in leaves.items() if p.grad is not None} == leaves.keys() - {frozen}
 
     def test_pieces_of_either_kind(self, taken: list[tuple[int, ...]]) -> None:
-        rnn = QRNN(6, 5, 2, kernel_size=3)
-        x = torch.randn(2 * layers.MANY_ROWS, 1, 6)
+        rnn = QRNN(24, 24, 2, kernel_size=3)
+        x = torch.randn(2 * ROWS, 1, 24)
         with torch.no_grad():
             whole, last = rnn(x, rnn.initial_state(1))
             assert len(taken) == 2
             outputs, state = [], rnn.initial_state(1)
-            for piece in x.split([7, layers.MANY_ROWS, layers.MANY_ROWS - 7]):
+            for piece in x.split([7, 2 * ROWS - 14, 7]):
                 output, state = rnn(piece, state)
                 outputs.append(output)
         assert len(taken) == 4
@@ -812,21 +857,23 @@ class TestManyRows:
         equal(state.window[0], last.window[0])
 
     def test_is_not_for_other_calls(self, taken: list[tuple[int, ...]]) -> None:
-        layer, x = QRNNLayer(3, 2, kernel_size=2), torch.randn(layers.MANY_ROWS, 1, 3)
+        layer, x = QRNNLayer(24, 8, kernel_size=2), torch.randn(ROWS, 1, 24)
         with torch.no_grad():
-            layer(x[2:])
+            layer(x[ROWS - layers.MANY_ROWS + 1 :])
+            QRNNLayer(24, 5)(x)
+            QRNNLayer(18, 8)(torch.randn(1100, 1, 18))
+            QRNNLayer(24, 8, kernel_size=1)(x)
             with torch.autocast("cpu", torch.bfloat16):
                 layer(x)
-                QRNNLayer(3, 2, kernel_size=1)(x)
             for dtype in (torch.float16, torch.bfloat16, WIDE):
-                QRNNLayer(3, 2, dtype=dtype)(x.to(dtype))
+                QRNNLayer(24, 8, dtype=dtype)(x.to(dtype))
             torch.compile(layer, fullgraph=True, backend="eager")(x)
             torch.export.export(layer, (x,))
         assert not taken
         with torch.inference_mode():
             layer(x)
         layer(x)
-        assert taken == [(1, 3, layers.MANY_ROWS + 1, 1)] * 2
+        assert taken == [(1, 24, ROWS + 1, 1)] * 2
 
 
 class TestModule:
