@@ -395,7 +395,7 @@ def parsed() -> tuple[Options, bool]:
     small = profile == "quick"
     for name in ("seeds", "mirror", "vectors", "lower", "results"):
         if small and getattr(given, name):
-            parser.error(f"--{name}: the profile quick has one of its own")
+            parser.error(f"--{name}: not with --profile quick")
     options = Options(
         only=only,
         profile=profile,

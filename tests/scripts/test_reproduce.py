@@ -256,9 +256,9 @@ def test_data_that_no_row_needs_any_more_is_not_fetched():
         (["--mirror", "nowhere"], "--mirror: there is no folder nowhere"),
         (["--results", "a-file"], "--results: a-file is no folder"),
         (["--seeds", "0"], "--seeds: expected at least 1, got 0"),
-        (["--profile", "quick", "--seeds", "3"], "--seeds: the profile quick has one of its own"),
-        (["--profile", "quick", "--results", "x"], "--results: the profile quick has one of its"),
-        (["--profile", "quick", "--lower"], "--lower: the profile quick has one of its own"),
+        (["--profile", "quick", "--seeds", "3"], "--seeds: not with --profile quick"),
+        (["--profile", "quick", "--results", "x"], "--results: not with --profile quick"),
+        (["--profile", "quick", "--lower"], "--lower: not with --profile quick"),
     ],
 )
 def test_wrong_options_are_errors_at_the_start(arguments, text, monkeypatch, capsys):
