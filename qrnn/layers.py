@@ -527,10 +527,14 @@ class QRNN(nn.Module):
         dropout: rate on the outputs of every layer but the last.
         kernel_size: k, the width of every layer's window; first_kernel_size: of the first
             layer's, when it is another.
-        pooling: "f", "fo" or "ifo".
-        zoneout: rate at which forget gates are set to 1 in training; zoneout_eval ("mean" or
-            "none") is what stands for it in evaluation. See `functional.pool`.
-        weight_dropout: rate on the elements of every layer's weight, see `QRNNLayer`.
+        pooling: the gates, with c_t = f_t c_{t-1} + i_t z_t. "f": i_t = 1 - f_t and the output is
+            c_t (equation 3 of the paper); "fo": the output is o_t c_t (equation 4); "ifo": i_t is a
+            gate of its own as well (equation 5).
+        zoneout: rate at which forget gates are set to 1 in training, so that the cell stays as it
+            is; zoneout_eval: what stands for it in evaluation, "mean" (1 - f_t is scaled by
+            1 - zoneout) or "none".
+        weight_dropout: rate at which the elements of every layer's weight are dropped in training,
+            the same ones for all steps and sequences of a call.
         dense: every layer's input is concatenated to its output to make the next layer's input
             (section 2.1 of the paper); the output is still the last layer's alone.
         masked: whether windows end at their own step (the paper's masked convolution) or are
