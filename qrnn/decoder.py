@@ -258,7 +258,7 @@ class QRNNDecoder(nn.Module):
                 o = gates[..., 2 * H : 3 * H].sigmoid()
                 # opens the output gate, so that the pooling returns its cells
                 gates[..., 2 * H : 3 * H] = torch.inf
-            x, c_n = pool(
+            x, _, c_n = pool(
                 layer.pooling,
                 gates,
                 state.c[n : n + 1].to(gates.dtype),

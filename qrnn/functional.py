@@ -99,7 +99,7 @@ def pool(
     zoneout_eval: str = "mean",
     training: bool = False,
     shift: int = 0,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """Activations, zoneout, recurrence and output gate in one step.
 
     Args:
@@ -121,7 +121,8 @@ def pool(
             and t + shift, or, when shift is negative, t - shift and t.
 
     Returns:
-        h (T, B, D * H) and c_n (D, B, H), the cells after each sequence's last step.
+        h (T, B, D * H); h_n and c_n (D, B, H), outputs and cells after each sequence's last step,
+        zero and c0 where it has none.
 
     Raises:
         ValueError, TypeError: for an argument of the wrong shape, dtype, device or value.
@@ -150,10 +151,10 @@ def pool(
         seed = torch.randint(2**63 - 1, (), dtype=torch.int64, device=gates.device)
     elif zoneout_eval == "none":
         zoneout = 0.0
-    h, _, c_n = operator.pool(
+    h, _, h_n, c_n = operator.pool(
         gates, c0, lengths, seed, pooling, direction, float(zoneout), False, shift
     )
-    return h, c_n
+    return h, h_n, c_n
 
 
 class PoolOptions(TypedDict, total=False):
@@ -170,22 +171,26 @@ class PoolOptions(TypedDict, total=False):
 def f_pool(
     gates: Tensor, c0: Tensor | None = None, **options: Unpack[PoolOptions]
 ) -> tuple[Tensor, Tensor]:
-    """h_t = c_t = f_t c_{t-1} + (1 - f_t) z_t (equation 3) from gates z, f; see `pool`."""
-    return pool("f", gates, c0, **options)
+    """h and c_n of h_t = c_t = f_t c_{t-1} + (1 - f_t) z_t (equation 3), gates z, f; see `pool`."""
+    h, _, c_n = pool("f", gates, c0, **options)
+    return h, c_n
 
 
 def fo_pool(
     gates: Tensor, c0: Tensor | None = None, **options: Unpack[PoolOptions]
 ) -> tuple[Tensor, Tensor]:
-    """c_t as in `f_pool`, h_t = o_t c_t (equation 4) from gates z, f, o; see `pool`."""
-    return pool("fo", gates, c0, **options)
+    """h and c_n of c_t as in `f_pool`, h_t = o_t c_t (equation 4), gates z, f, o; see `pool`."""
+    h, _, c_n = pool("fo", gates, c0, **options)
+    return h, c_n
 
 
 def ifo_pool(
     gates: Tensor, c0: Tensor | None = None, **options: Unpack[PoolOptions]
 ) -> tuple[Tensor, Tensor]:
-    """c_t = f_t c_{t-1} + i_t z_t, h_t = o_t c_t (equation 5) from gates z, f, o, i; see `pool`."""
-    return pool("ifo", gates, c0, **options)
+    """h and c_n of c_t = f_t c_{t-1} + i_t z_t, h_t = o_t c_t (equation 5), gates z, f, o, i; see
+    `pool`."""
+    h, _, c_n = pool("ifo", gates, c0, **options)
+    return h, c_n
 
 
 def linear_recurrence(

@@ -75,6 +75,7 @@ ONEDNN = _prefers_onednn()
 # costs more than moving data. Measured by `scripts/benchmark.py convolution`.
 MANY_ROWS = 256 if ONEDNN else 1024  # steps times sequences, on a CPU
 MANY_WINDOWS = 3 << 24  # elements of all windows, on a GPU
+FEW_WINDOWS = 1 << 20  # so few are kept for backward: making them again costs more than it saves
 PIECE = 2048  # rows that oneDNN takes at a time for the weight's gradient, whose copies fit a cache
 # Smaller images than this torch does not give to oneDNN, and of few channels oneDNN makes little.
 LEAST_IMAGE, LEAST_CHANNELS = 20_480, 16
@@ -258,20 +259,6 @@ class QRNNLayer(nn.Module):
         """The zero state of `batch_size` sequences: pass it, and get one back to pass next."""
         return _initial_state([self], batch_size)
 
-    def _last_output(self, output: Tensor, h0: Tensor | None, lengths: Tensor | None) -> Tensor:
-        """(D, B, H): each direction's output at the last valid step it came to; h0 if none."""
-        T, B, D, H = *output.shape[:2], self.directions, self.hidden_size
-        if not T:
-            return output.new_zeros(D, B, H) if h0 is None else h0.clone()
-        if D == 1 and lengths is None:
-            return output[-1:].clone()
-        ends = [output[-1, :, :H], output[0, :, H:]][:D]
-        if lengths is None:
-            return torch.stack(ends)
-        ends[0] = output[(lengths - 1).clamp(min=0), torch.arange(B, device=output.device), :H]
-        last = torch.stack(ends)  # zeros for a sequence of length 0, as all padding
-        return last if h0 is None else last.where((lengths > 0)[:, None], h0)
-
     def forward(
         self,
         x: Tensor,
@@ -294,7 +281,7 @@ class QRNNLayer(nn.Module):
         window = state.window[0].to(x.dtype) if isinstance(state, QRNNState) else None
         gates, extended = self.convolve(x, window)
         h0, c0 = (None, None) if state is None else (s.to(gates.dtype) for s in state[:2])
-        output, c_n = pool(
+        output, h_n, c_n = pool(
             self.pooling,
             gates,
             c0,
@@ -305,7 +292,10 @@ class QRNNLayer(nn.Module):
             training=self.training,
             shift=self.shift,
         )
-        h_n = self._last_output(output, h0, lengths)
+        if h0 is not None and not T:
+            h_n = h0.clone()
+        elif h0 is not None and lengths is not None:
+            h_n = h_n.where((lengths > 0)[:, None], h0)
         if window is None:
             return output, (h_n, c_n)
         k = self.kernel_size
@@ -362,6 +352,11 @@ def _convolve(
     return F.linear(operator.windows(x, k, before, after), weight, bias)
 
 
+def _are_few(x: Tensor, k: int, before: int, after: int) -> bool:
+    T, B, I = x.shape
+    return (T + before + after - k + 1) * B * k * I <= FEW_WINDOWS
+
+
 def _pad(x: Tensor, before: int, after: int) -> Tensor:
     return F.pad(x, (0, 0, 0, 0, before, after)) if before or after else x
 
@@ -382,20 +377,24 @@ def _kernel(weight: Tensor, k: int) -> Tensor:
 
 
 class _Convolution(torch.autograd.Function):
-    """`_convolve`, which keeps no windows: backward makes them again, or does without.
+    """`_convolve`, which keeps few windows: of many, backward makes them again, or does without.
 
     Differentiable again.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Any, *sizes: int) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.sizes = sizes
+        ctx.sizes, windows = sizes, None
+        if ctx.needs_input_grad[1] and not _is_much(x, *sizes) and _are_few(x, *sizes):
+            windows = operator.windows(x, *sizes)
+        ctx.save_for_backward(x, weight, windows)
+        if windows is not None:
+            return F.linear(windows, weight, bias)
         return _convolve(x, weight, bias, *sizes)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        x, weight = ctx.saved_tensors
+        x, weight, _ = ctx.saved_tensors
         if not _is_much(x, *ctx.sizes):
             gradients = _with_windows
         elif ONEDNN and _takes_onednn(x, weight, *ctx.sizes):
@@ -417,7 +416,10 @@ def _with_windows(
     if ctx.needs_input_grad[0]:  # no name for what is as large as the windows
         grad_x = operator.windows_backward((grad @ weight).view(rows, B, width), *ctx.sizes)
     if ctx.needs_input_grad[1]:
-        grad_weight = grad.t() @ operator.windows(x, *ctx.sizes).view(-1, width)
+        windows = ctx.saved_tensors[2]
+        if windows is None or torch.is_grad_enabled():  # of the kept ones x has no derivative
+            windows = operator.windows(x, *ctx.sizes)
+        grad_weight = grad.t() @ windows.view(-1, width)
     return grad_x, grad_weight
 
 

@@ -81,15 +81,21 @@ def pool(
     zero, one = op.CastLike(0.0, gates), op.CastLike(1.0, gates)
     gates_TBDGH = op.Reshape(gates, [0, 0, D, G, -1])
     steps = op.Sub(op.Shape(gates, start=0, end=1), op.Constant(value_ints=[abs(shift)]))
-    valid = None
+    valid = last_step = None
     if lengths is not None:
-        index = op.Range(0, op.Squeeze(steps, [0]), 1)
-        valid = op.Less(op.Unsqueeze(index, [1, 2]), op.Unsqueeze(lengths, [0, 2]))
+        index = op.Unsqueeze(op.Range(0, op.Squeeze(steps, [0]), 1), [1, 2])
+        lengths = op.Unsqueeze(lengths, [0, 2])
+        valid, last_step = op.Less(index, lengths), op.Equal(index, op.Sub(lengths, 1))
 
     def where_valid(x: Any, padding: Any) -> Any:
         return x if valid is None else op.Where(valid, x, padding)
 
-    h, cells, c_n = [], [], []
+    def last(x: Any, reverse: bool) -> Any:
+        if last_step is None or reverse:
+            return op.Slice(x, [0 if reverse else -1], [1 if reverse else 2**62], [0])
+        return op.ReduceSum(op.Where(last_step, x, zero), [0])
+
+    h, cells, h_n, c_n = [], [], [], []
     for d in range(D):
         gates_TBGH = op.Gather(gates_TBDGH, d, axis=2)
         first = op.Constant(value_ints=[offsets(shift)[d]])
@@ -101,14 +107,19 @@ def pool(
             start = op.Expand(zero, op.Shape(z, start=1))
         else:
             start = op.Gather(c0, d, axis=0)
-        scan = scan_reverse if direction == "reverse" or d == 1 else scan_forward
+        reverse = direction == "reverse" or d == 1
         # a step of padding leaves the cell as it is
-        c, last = scan(where_valid(op.Sub(one, update), one), where_valid(added, zero), start)
-        c_n.append(op.Unsqueeze(last, [0]))
+        f, added = where_valid(op.Sub(one, update), one), where_valid(added, zero)
+        c, last_cell = (scan_reverse if reverse else scan_forward)(f, added, start)
+        c_n.append(op.Unsqueeze(last_cell, [0]))
         cells.append(where_valid(c, zero))
         h.append(cells[d] if pooling == "f" else where_valid(op.Mul(op.Sigmoid(rest[0]), c), zero))
+        h_n.append(last(h[d], reverse))
     kept = cells if keep_cells and pooling != "f" else [op.CastLike(op.ConstantOfShape([0]), gates)]
-    return op.Concat(*h, axis=2), op.Concat(*kept, axis=-1), op.Concat(*c_n, axis=0)
+    return (
+        *(op.Concat(*h, axis=2), op.Concat(*kept, axis=-1)),
+        *(op.Concat(*h_n, axis=0), op.Concat(*c_n, axis=0)),
+    )
 
 
 TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {

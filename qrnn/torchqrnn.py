@@ -185,7 +185,7 @@ class QRNNLayer(nn.Module):
         sign = gates.new_ones(gates.shape[2])
         sign[self.hidden_size : 2 * self.hidden_size] = -1
         gates = gates * sign
-        output, last = pool(
+        output, _, last = pool(
             "fo" if self.output_gate else "f",
             gates,
             None if hidden is None else hidden.to(gates.dtype),

@@ -314,13 +314,13 @@ def scan_inputs(
     return rotation(device, [gates], dtype)
 
 
-def pool(gates: Tensor, keep_cells: bool) -> tuple[Tensor, Tensor, Tensor]:
+def pool(gates: Tensor, keep_cells: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return operator.pool(gates, None, None, None, "fo", "forward", 0.0, keep_cells)
 
 
 def pool_backward(grad: Tensor, gates: Tensor, cells: Tensor) -> Tensor:
     gradients: tuple[Tensor, Tensor] = torch.ops.qrnn.pool_backward.default(
-        grad, None, gates, None, None, None, cells, "fo", "forward", 0.0
+        *(gates, None, None, None, cells, grad, None, None), "fo", "forward", 0.0
     )
     return gradients[0]
 

@@ -75,7 +75,7 @@ def pool(
     scale: float = 1.0,
     zoned: Any = None,
 ) -> Any:
-    """Pre-activations (T, B, D * G * H) to h (T, B, D * H) and c_n (D, B, H).
+    """Pre-activations (T, B, D * G * H) to h (T, B, D * H), h_n and c_n (D, B, H).
 
     zoned: (T, B, D, H), where the forget gate is 1.
     """
@@ -84,7 +84,7 @@ def pool(
     D, G = len(directions), len(BLOCKS[pooling])
     H = gates.shape[2] // (D * G)
     gates = gates.reshape(T, B, D, G, H)
-    h, c_n = [], []
+    h, h_n, c_n = [], [], []
     for b in range(B):
         n = T if lengths is None else int(lengths[b])
         for d, reverse in enumerate(directions):
@@ -97,11 +97,14 @@ def pool(
                 None if zoned is None else zoned[:n, b, d],
             )
             h.append(_library(gates).concatenate([out, _zeros(gates, T - n, H)]))
+            h_n.append(out[0 if reverse else n - 1] if n else _zeros(gates, H))
             c_n.append(c)
     h_BDTH = _stack(h, _zeros(gates, 0, T, H)).reshape(B, D, T, H)
-    c_BDH = _stack(c_n, _zeros(gates, 0, H)).reshape(B, D, H)
     h_TBDH = h_BDTH.swapaxes(1, 2).swapaxes(0, 1)
-    return h_TBDH.reshape(T, B, D * H), c_BDH.swapaxes(0, 1)
+    return (
+        h_TBDH.reshape(T, B, D * H),
+        *(_stack(v, _zeros(gates, 0, H)).reshape(B, D, H).swapaxes(0, 1) for v in (h_n, c_n)),
+    )
 
 
 def convolve(
@@ -205,10 +208,11 @@ def check_shift(backend: Any, pooling: str, shift: int, T: int, dtype: torch.dty
     got = backend.pool(apart.flatten(2), *inputs, *options, True, shift)
     for a, b in zip(got, expected, strict=True):
         assert torch.equal(a, b)
-    h, cells, c_n = expected
-    grads, kept = (torch.randn_like(h), torch.randn_like(c_n)), h if pooling == "f" else cells
-    expected = backend.pool_backward(*grads, together.flatten(2), *inputs, kept, *options)
-    got = backend.pool_backward(*grads, apart.flatten(2), *inputs, kept, *options, shift)
+    h, cells, *last = expected
+    grads, kept = (torch.randn_like(v) for v in (h, *last)), h if pooling == "f" else cells
+    rest = (*inputs, kept, *grads, *options)
+    expected = backend.pool_backward(together.flatten(2), *rest)
+    got = backend.pool_backward(apart.flatten(2), *rest, shift)
     assert torch.equal(got[1], expected[1]) and got[0].shape == apart.flatten(2).shape
     spread = torch.zeros_like(apart)
     for d in (0, 1):

@@ -144,7 +144,7 @@ class Pool(nn.Module):
         super().__init__()
         self.pooling, self.direction = pooling, direction
 
-    def forward(self, gates: Tensor, c0: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, gates: Tensor, c0: Tensor, lengths: Tensor) -> tuple[Tensor, ...]:
         return functional.pool(
             self.pooling, gates, c0, lengths=lengths, direction=self.direction, zoneout=0.3
         )

@@ -65,8 +65,8 @@ def composition(
     pooling: str,
     direction: str,
     zoneout: float,
-) -> tuple[Tensor, Tensor]:
-    """qrnn::pool of PyTorch's own operations, each in the type of the gates."""
+) -> tuple[Tensor, ...]:
+    """qrnn::pool of PyTorch's own operations, each in the type of the gates: h, h_n and c_n."""
     T, B, N = gates.shape
     D, G = DIRECTIONS[direction], GATES[pooling]
     blocks = gates.view(T, B, D, G, N // (D * G))
@@ -93,7 +93,13 @@ def composition(
     h = torch.stack(outputs, 2)
     if pooling != "f":
         h = blocks[:, :, :, 2].sigmoid() * h
-    return h.flatten(2), torch.stack(last)
+    ends = []
+    for d in range(D):
+        final = 0 if direction == "reverse" or d == 1 else T - 1
+        if lengths is not None and final:
+            final = (lengths - 1).clamp(min=0)
+        ends.append(h[final, torch.arange(B, device=h.device), d] if T else 0 * c)
+    return h.flatten(2), torch.stack(ends), torch.stack(last)
 
 
 def with_gradients(function: Any, inputs: list[Tensor], grads: list[Tensor]) -> list[Tensor]:
@@ -121,17 +127,20 @@ def check_operator(
 ) -> None:
     D, G = DIRECTIONS[direction], GATES[pooling]
     gates, c0 = 2 * random(T, B, D * G * H, dtype=dtype), random(D, B, H, dtype=dtype)
-    grads = [random(T, B, D * H), random(D, B, H)]
+    grads = [random(T, B, D * H), random(D, B, H), random(D, B, H)]
     lengths = torch.tensor([T, 0, T // 2, min(T, 1), T][:B], device=DEVICE)
     seed = torch.tensor(2**62 + 12345, device=DEVICE)
     for case in ((None, None, 0.0), (lengths, seed, 0.4), (lengths, None, 0.3)):
         options = (*case[:2], pooling, direction, case[2])
-        ours = with_gradients(
-            lambda g, c, o=options: operator.pool(g, c, *o, True)[::2], [gates, c0], grads
-        )
 
-        def composed(g: Tensor, c: Tensor, o: Any = options) -> tuple[Tensor, Tensor]:
+        def own(g: Tensor, c: Tensor, o: Any = options) -> tuple[Tensor, ...]:
+            h, _, *last = operator.pool(g, c, *o, True)
+            return h, *last
+
+        def composed(g: Tensor, c: Tensor, o: Any = options) -> tuple[Tensor, ...]:
             return composition(g, c, *o)
+
+        ours = with_gradients(own, [gates, c0], grads)
 
         same_type, truth = (
             with_gradients(composed, [gates.to(t), c0.to(t)], grads) for t in (dtype, torch.float64)
@@ -167,8 +176,8 @@ def test_padding_is_not_read_and_gives_zeros() -> None:
     lengths = torch.tensor([100, 0, 41], device=DEVICE)
     padding = (torch.arange(T, device=DEVICE)[:, None] >= lengths)[:, :, None]
     gates = random(T, B, 6 * H).masked_fill(padding, torch.nan).requires_grad_()
-    h, c_n = pool("fo", gates, lengths=lengths, direction="both")
-    (grad,) = torch.autograd.grad(h.sum() + c_n.sum(), gates)
+    h, h_n, c_n = pool("fo", gates, lengths=lengths, direction="both")
+    (grad,) = torch.autograd.grad(h.sum() + h_n.sum() + c_n.sum(), gates)
     for v in (h, grad):
         assert v.isfinite().all() and not v.masked_select(padding.expand(v.shape)).any()
 
@@ -263,11 +272,12 @@ def test_streaming_equals_one_run() -> None:
 
 
 @pytest.mark.parametrize("bidirectional", [False, True])
-@pytest.mark.parametrize("many", [False, True])
+@pytest.mark.parametrize(("few", "many"), [(1 << 60, 1 << 60), (0, 1 << 60), (0, 1)])
 def test_the_convolution_is_that_of_the_host(
-    bidirectional: bool, many: bool, monkeypatch: pytest.MonkeyPatch
+    bidirectional: bool, few: int, many: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(layers, "MANY_WINDOWS", 1 if many else 1 << 60)
+    monkeypatch.setattr(layers, "FEW_WINDOWS", few)
+    monkeypatch.setattr(layers, "MANY_WINDOWS", many)
     layer = QRNNLayer(24, 16, kernel_size=3, bidirectional=bidirectional, dtype=torch.float64)
     x = torch.randn(256, 4, 24, dtype=torch.float64)
     results = []
@@ -304,11 +314,11 @@ def test_the_convolution_can_be_differentiated_twice() -> None:
 def test_zoneout_keeps_cells_at_its_rate_and_a_seed_fixes_it() -> None:
     gates = random(2, 64, 2 * 500)
     torch.cuda.manual_seed(3)
-    h, _ = pool("f", gates, zoneout=0.3, training=True)
+    h, *_ = pool("f", gates, zoneout=0.3, training=True)
     kept = (h[1] == h[0]).float().mean()
     assert abs(kept - 0.3) < 0.02
     torch.cuda.manual_seed(3)
-    again, _ = pool("f", gates, zoneout=0.3, training=True)
+    again, *_ = pool("f", gates, zoneout=0.3, training=True)
     assert torch.equal(h, again)
 
 
@@ -420,10 +430,11 @@ class TestLarge:
         gates = torch.empty(2, 1, 3 * H, dtype=torch.float16, device=DEVICE)
         assert gates.numel() > 2**31
         gates.normal_()
-        h, c_n = pool("fo", gates)
+        h, h_n, c_n = pool("fo", gates)
+        assert torch.equal(h_n, h[-1:])
         for part in (slice(0, 1000), slice(H - 1000, H)):
             own = gates.view(2, 1, 3, H)[..., part].flatten(2)
-            expected, _, c_expected = reference.pool(
+            expected, *_, c_expected = reference.pool(
                 own, None, None, None, "fo", "forward", 0.0, False
             )
             torch.testing.assert_close(h[..., part], expected, rtol=2e-3, atol=2e-3)
@@ -432,10 +443,10 @@ class TestLarge:
     def test_a_very_long_sequence_equals_its_pieces(self) -> None:
         T = 1_000_000
         gates = random(T, 1, 2 * 3, dtype=torch.float64)
-        whole, c_n = pool("f", gates)
+        whole, _, c_n = pool("f", gates)
         c, pieces = None, []
         for piece in gates.split(300_000):
-            h, c = pool("f", piece, c)
+            h, _, c = pool("f", piece, c)
             pieces.append(h)
         torch.testing.assert_close(torch.cat(pieces), whole, rtol=1e-11, atol=1e-11)
         torch.testing.assert_close(c, c_n, rtol=1e-11, atol=1e-11)
@@ -490,8 +501,8 @@ for dtype in (torch.float32, torch.bfloat16) if whole else (torch.float32,):
             lengths = torch.tensor([T, 0, T // 2], device="cuda")
             gates = torch.randn(T, 3, 2 * G * 43, device="cuda", dtype=dtype, requires_grad=True)
             options = {"lengths": lengths, "direction": "both", "zoneout": 0.2, "training": True}
-            h, c = pool(pooling, gates, **options)
-            (h.sum() + c.sum()).backward()
+            h, h_n, c_n = pool(pooling, gates, **options)
+            (h.sum() + h_n.sum() + c_n.sum()).backward()
         f = torch.rand(T, 3, 43, device="cuda", dtype=dtype, requires_grad=True)
         linear_recurrence(f, f, f[0]).sum().backward()
 torch.cuda.synchronize()

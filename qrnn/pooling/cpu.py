@@ -138,6 +138,7 @@ def _forward(
     reverse,
     h,
     cells,
+    h_n,
     c_n,
 ):
     """The rows lo..hi of B * D and the channels j0..j1.
@@ -174,6 +175,9 @@ def _forward(
             if store:
                 cells[t, b, d, j0:j1] = c
         c_n[d, b, j0:j1] = c
+        h_n[d, b, j0:j1] = zero
+        if length > 0:
+            h_n[d, b, j0:j1] = h[0 if reverse or d == 1 else length - 1, b, d, j0:j1]
         for t in range(length, T):
             h[t, b, d, j0:j1] = zero
             if store:
@@ -198,6 +202,7 @@ def _backward(
     reverse,
     cells,
     grad_h,
+    grad_h_n,
     grad_c_n,
     grad_gates,
     grad_c0,
@@ -207,11 +212,12 @@ def _backward(
     one, zero = c0.dtype.type(1), c0.dtype.type(0)
     gated, own_input, random = len(blocks) > 2, len(blocks) > 3, len(drawn) > 0
     O, I = min(2, len(blocks) - 1), len(blocks) - 1
-    grad_c = np.empty(j1 - j0, c0.dtype)
+    grad_c, grad_last = np.empty(j1 - j0, c0.dtype), np.empty(j1 - j0, c0.dtype)
     for n in range(lo, hi):
         b, d = n // D, n % D
         length = lengths[b]
         grad_c[:] = grad_c_n[d, b, j0:j1]
+        grad_last[:] = grad_h_n[d, b, j0:j1]
         for s in range(length - 1, -1, -1):
             t, before = (length - 1 - s, length - s) if reverse or d == 1 else (s, s - 1)
             row = rows[d] + t
@@ -228,7 +234,7 @@ def _backward(
                 if random:
                     alive = zero if _dropped(seed, first + j, threshold) else keep
                 update = alive * (one - f)
-                g = grad_out[j]
+                g = grad_out[j] + grad_last[j]
                 if gated:
                     o = _sigmoid(o_pre[j])
                     grad_o[j] = g * c[j] * o * (one - o)
@@ -244,6 +250,7 @@ def _backward(
                     grad_z[j] = g * update * (one - z * z)
                     grad_f[j] = g * (c_before[j] - z) * slope
                 grad_c[j] = g * (one - update)
+            grad_last[:] = zero
         grad_c0[d, b, j0:j1] = grad_c
         first, last = rows[d], rows[d] + length
         for row in range(len(gates)):
@@ -363,27 +370,29 @@ def pool(
     zoneout: float,
     keep_cells: bool,
     shift: int = 0,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """See `operator.pool`."""
     call = _Call(gates, c0, lengths, seed, pooling, direction, zoneout, shift)
     T, B, D, H = call.shape
     # no views of others, which autograd would not let its user change in place
-    h, c_n = call.empty(T, B, D * H), call.empty(D, B, H)
+    h, h_n, c_n = call.empty(T, B, D * H), call.empty(D, B, H), call.empty(D, B, H)
     keep_cells = keep_cells and pooling != "f"
     cells = call.empty(T, B, D * H) if keep_cells else call.empty(0)
     as_kernel = cells.view(T if keep_cells else 0, B, D, H)
-    call.run(_forward, h.view(call.shape).numpy(), as_kernel.numpy(), c_n.numpy())
-    return h.to(call.dtype), cells.to(call.dtype), c_n.to(call.dtype)
+    call.run(_forward, h.view(call.shape).numpy(), as_kernel.numpy(), h_n.numpy(), c_n.numpy())
+    h, cells, h_n, c_n = (v.to(call.dtype) for v in (h, cells, h_n, c_n))
+    return h, cells, h_n, c_n
 
 
 def pool_backward(
-    grad_h: Tensor,
-    grad_c_n: Tensor | None,
     gates: Tensor,
     c0: Tensor | None,
     lengths: Tensor | None,
     seed: Tensor | None,
     cells: Tensor,
+    grad_h: Tensor | None,
+    grad_h_n: Tensor | None,
+    grad_c_n: Tensor | None,
     pooling: str,
     direction: str,
     zoneout: float,
@@ -393,11 +402,16 @@ def pool_backward(
     call = _Call(gates, c0, lengths, seed, pooling, direction, zoneout, shift)
     T, B, D, H = call.shape
     grad_gates, grad_c0 = call.empty(*call.gates_shape), call.empty(D, B, H)
+    grad_h, grad_h_n, grad_c_n = (
+        gates.new_zeros(shape) if grad is None else grad
+        for grad, shape in ((grad_h, call.shape), (grad_h_n, (D, B, H)), (grad_c_n, (D, B, H)))
+    )
     call.run(
         _backward,
         call.array(cells.view(call.shape)),
         call.array(grad_h.reshape(call.shape)),
-        call.array(gates.new_zeros(D, B, H) if grad_c_n is None else grad_c_n),
+        call.array(grad_h_n),
+        call.array(grad_c_n),
         grad_gates.numpy(),
         grad_c0.numpy(),
     )

@@ -228,37 +228,41 @@ def pool(
     zoneout: float,
     keep_cells: bool,
     shift: int = 0,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """See `operator.pool`."""
     gates = gates.contiguous()
     c0, lengths = (None if v is None else v.contiguous() for v in (c0, lengths))
     options = (lengths, seed, pooling, direction, zoneout, shift)
     grid, drop, (T, B, D, H) = _pool_grid("pool_forward", (gates, c0), *options)
-    h, c_n = gates.new_empty(T, B, D * H), gates.new_empty(D, B, H)
+    h = gates.new_empty(T, B, D * H)
+    h_n, c_n = gates.new_empty(D, B, H), gates.new_empty(D, B, H)
     kept = keep_cells and pooling != "f"
     cells = gates.new_empty((T, B, D * H) if kept else (0,))
     stored = cells if kept else None
-    grid.run(drop, gates, c0, h, stored, c_n)
-    return h, cells, c_n
+    grid.run(drop, gates, c0, h, stored, h_n, c_n)
+    return h, cells, h_n, c_n
 
 
 def pool_backward(
-    grad_h: Tensor,
-    grad_c_n: Tensor | None,
     gates: Tensor,
     c0: Tensor | None,
     lengths: Tensor | None,
     seed: Tensor | None,
     cells: Tensor,
+    grad_h: Tensor | None,
+    grad_h_n: Tensor | None,
+    grad_c_n: Tensor | None,
     pooling: str,
     direction: str,
     zoneout: float,
     shift: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """See `operator.pool_backward`."""
-    grad_h, gates, cells = grad_h.contiguous(), gates.contiguous(), cells.contiguous()
-    grad_c_n, c0, lengths = (None if v is None else v.contiguous() for v in (grad_c_n, c0, lengths))
-    inputs = (gates, c0, cells, grad_h, grad_c_n)
+    gates, cells = gates.contiguous(), cells.contiguous()
+    grad_h, grad_h_n, grad_c_n, c0, lengths = (
+        None if v is None else v.contiguous() for v in (grad_h, grad_h_n, grad_c_n, c0, lengths)
+    )
+    inputs = (gates, c0, cells, grad_h, grad_h_n, grad_c_n)
     options = (lengths, seed, pooling, direction, zoneout, shift)
     grid, drop, (_, B, D, H) = _pool_grid("pool_backward", inputs, *options)
     grad_gates, grad_c0 = torch.empty_like(gates), gates.new_empty(D, B, H)

@@ -23,12 +23,13 @@ from qrnn.pooling.reference import DIRECTIONS, GATES
 torch.library.define(
     "qrnn::pool",
     "(Tensor gates, Tensor? c0, Tensor? lengths, Tensor? seed, str pooling, str direction,"
-    " float zoneout, bool keep_cells, int shift=0) -> (Tensor, Tensor, Tensor)",
+    " float zoneout, bool keep_cells, int shift=0) -> (Tensor, Tensor, Tensor, Tensor)",
 )
 torch.library.define(
     "qrnn::pool_backward",
-    "(Tensor grad_h, Tensor? grad_c_n, Tensor gates, Tensor? c0, Tensor? lengths, Tensor? seed,"
-    " Tensor cells, str pooling, str direction, float zoneout, int shift=0) -> (Tensor, Tensor)",
+    "(Tensor gates, Tensor? c0, Tensor? lengths, Tensor? seed, Tensor cells, Tensor? grad_h,"
+    " Tensor? grad_h_n, Tensor? grad_c_n, str pooling, str direction, float zoneout, int shift=0)"
+    " -> (Tensor, Tensor)",
 )
 torch.library.define(
     "qrnn::linear_recurrence", "(Tensor f, Tensor x, Tensor h0, bool reverse) -> Tensor"
@@ -57,7 +58,7 @@ def pool(
     zoneout: float,
     keep_cells: bool,
     shift: int = 0,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The fused step. D is 2 when direction is "both", whose second half runs in reverse.
 
     Args:
@@ -74,12 +75,13 @@ def pool(
 
     Returns:
         h (T, B, D * H); cells (T, B, D * H), or empty when not kept and for "f", whose cells
-        are h; c_n (D, B, H), the cells after the last valid step.
+        are h; h_n and c_n (D, B, H), output and cell after the last valid step (zero and c0 where
+        there is none).
     """
     arguments = gates, c0, lengths, seed, pooling, direction, zoneout, keep_cells, shift
     if is_transformed():
         return reference.pool(*arguments)
-    results: tuple[Tensor, Tensor, Tensor] = _call("pool", _Pool, *arguments)
+    results: tuple[Tensor, Tensor, Tensor, Tensor] = _call("pool", _Pool, *arguments)
     return results
 
 
@@ -219,23 +221,26 @@ def _pool_fake(
     zoneout: float,
     keep_cells: bool,
     shift: int = 0,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     T, B, N = gates.shape[0] - abs(shift), *gates.shape[1:]
     D = DIRECTIONS[direction]
     H = N // (D * GATES[pooling])
     kept = (T, B, D * H) if keep_cells and pooling != "f" else (0,)
-    return gates.new_empty(T, B, D * H), gates.new_empty(kept), gates.new_empty(D, B, H)
+    shapes = ((T, B, D * H), kept, (D, B, H), (D, B, H))
+    h, cells, h_n, c_n = (gates.new_empty(shape) for shape in shapes)
+    return h, cells, h_n, c_n
 
 
 @torch.library.register_fake("qrnn::pool_backward")
 def _pool_backward_fake(
-    grad_h: Tensor,
-    grad_c_n: Tensor | None,
     gates: Tensor,
     c0: Any,
     lengths: Any,
     seed: Any,
     cells: Any,
+    grad_h: Any,
+    grad_h_n: Any,
+    grad_c_n: Any,
     pooling: str,
     direction: str,
     zoneout: float,
@@ -279,32 +284,28 @@ def _differentiable(name: str, function: type[torch.autograd.Function]) -> None:
 
 class _Pool(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         gates, c0, lengths, seed, pooling, direction, zoneout, keep_cells, *shift = arguments
         inputs = (gates, c0, lengths, seed, pooling, direction, zoneout, True, *shift)
         with torch._C._AutoDispatchBelowAutograd():
-            h, cells, c_n = _call("pool", None, *inputs)
+            h, cells, h_n, c_n = _call("pool", None, *inputs)
         ctx.options = (pooling, direction, zoneout, *shift)
         ctx.save_for_backward(gates, c0, lengths, seed, h if pooling == "f" else cells)
         if not keep_cells:
             cells = cells.new_empty(0)
         ctx.mark_non_differentiable(cells)
-        ctx.set_materialize_grads(False)  # zeros for the cells would be as large as h
-        return h, cells, c_n
+        ctx.set_materialize_grads(False)  # zeros for h or the cells would be as large as they
+        return h, cells, h_n, c_n
 
     @staticmethod
-    def backward(ctx: Any, grad_h: Tensor | None, _: None, grad_c_n: Tensor | None) -> Any:
-        gates, c0, lengths, seed, cells = ctx.saved_tensors
-        if grad_h is None:
-            grad_h = torch.zeros_like(cells)
+    def backward(ctx: Any, grad_h: Any, _: None, grad_h_n: Any, grad_c_n: Any) -> Any:
+        c0 = ctx.saved_tensors[1]
         backward: Callable[..., tuple[Tensor, Tensor]] = partial(_call, "pool_backward", None)
         if _has_transforms():
             backward = reference.pool_backward
         elif torch.is_grad_enabled():  # this one can be differentiated again
             backward = torch.ops.qrnn.pool_backward.default
-        grad_gates, grad_c0 = backward(
-            grad_h, grad_c_n, gates, c0, lengths, seed, cells, *ctx.options
-        )
+        grad_gates, grad_c0 = backward(*ctx.saved_tensors, grad_h, grad_h_n, grad_c_n, *ctx.options)
         return grad_gates, None if c0 is None else grad_c0, *[None] * 7
 
 
@@ -312,34 +313,36 @@ _differentiable("pool", _Pool)
 
 
 def _pool_backward_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    grad_h, grad_c_n, gates, c0, lengths, seed, _, *ctx.options = inputs
-    ctx.save_for_backward(grad_h, grad_c_n, gates, c0, lengths, seed)
+    gates, c0, lengths, seed, _, *grads, pooling, direction, zoneout, shift = inputs
+    ctx.save_for_backward(gates, c0, lengths, seed, *grads)
+    ctx.options = (pooling, direction, zoneout, shift)
 
 
 def _pool_double_gradient(ctx: Any, *grad_grads: Tensor) -> tuple[Any, ...]:
-    grad_h, grad_c_n, gates, c0, lengths, seed = ctx.saved_tensors
+    gates, c0, lengths, seed, *grads = ctx.saved_tensors
     pooling, direction, zoneout, shift = ctx.options
-    H = gates.shape[2] // (DIRECTIONS[direction] * GATES[pooling])
-    start = gates.new_zeros(DIRECTIONS[direction], gates.shape[1], H) if c0 is None else c0
-    last = start.new_zeros(start.shape) if grad_c_n is None else grad_c_n
+    T, B, D = len(gates) - abs(shift), gates.shape[1], DIRECTIONS[direction]
+    H = gates.shape[2] // (D * GATES[pooling])
     higher = torch.is_grad_enabled()
+    given = (gates, c0, *grads)
+    shapes = (gates.shape, (D, B, H), (T, B, D * H), (D, B, H), (D, B, H))
     with torch.enable_grad():
-        # views of their own, because one of the four may itself have been made from another
-        inputs = [
-            v.view_as(v) if v.requires_grad else v.detach().requires_grad_()
-            for v in (grad_h, last, gates, start)
-        ]
-        grad_h, last, gates, start = inputs
-        h, _, c_n = reference.pool(
+        inputs = []
+        for value, shape in zip(given, shapes, strict=True):
+            whole = gates.new_zeros(shape) if value is None else value
+            # a view of its own, because one of them may itself have been made from another
+            own = whole.view_as(whole) if whole.requires_grad else whole.detach().requires_grad_()
+            inputs.append(own)
+        gates, start, *grads = inputs
+        h, _, h_n, c_n = reference.pool(
             gates, start, lengths, seed, pooling, direction, zoneout, False, shift
         )
-        grads = torch.autograd.grad((h, c_n), (gates, start), (grad_h, last), create_graph=True)
-        twice = torch.autograd.grad(grads, inputs, grad_grads, create_graph=higher)
-    return (
-        *(twice[0], None if grad_c_n is None else twice[1]),
-        *(twice[2], None if c0 is None else twice[3]),
-        *[None] * 7,
+        once = torch.autograd.grad((h, h_n, c_n), (gates, start), grads, create_graph=True)
+        twice = torch.autograd.grad(once, inputs, grad_grads, create_graph=higher)
+    at_gates, at_c0, *at_grads = (
+        None if value is None else grad for value, grad in zip(given, twice, strict=True)
     )
+    return at_gates, at_c0, None, None, None, *at_grads, *[None] * 4
 
 
 torch.library.register_autograd(

@@ -271,6 +271,8 @@ template <typename CUT> struct Slice {
     place += tile_steps * column.step(shape);
     measure();
   }
+  // whether the column's last step is in it
+  __device__ bool is_final() const { return count && begin + count == column.length; }
   // Calls body(k) for each step. Nearly all slices are whole: those do without the comparisons.
   template <typename Body> __device__ void each(Body body) const {
     if (count == U)
@@ -467,7 +469,8 @@ template <typename T, int G, bool DRAWN> struct Gates {
 
 template <typename T, int G, bool DRAWN, bool RELAYED>
 __global__ BOUNDS(T, RELAYED, 3) void pool_forward(
-    Shape shape, u64* words, Zoneout zoneout, const T* gates, const T* c0, T* h, T* cells, T* c_n) {
+    Shape shape, u64* words, Zoneout zoneout, const T* gates, const T* c0, T* h, T* cells, T* h_n,
+    T* c_n) {
   typedef typename wide<T>::type A;
   typedef Cut<T, RELAYED> CUT;
   constexpr int U = CUT::STEPS;
@@ -497,29 +500,35 @@ __global__ BOUNDS(T, RELAYED, 3) void pool_forward(
       kept[k].map = map;
       if (G > 2) kept[k].o = gate[k].o;
     }
-    A c = relay.pass(whole, state);
+    A c = relay.pass(whole, state), output;
     i64 place = slice.place;
     slice.each([&](int k) {
       c = kept[k].map.of(c);
       if (cells) store(cells + place, c);
-      store(h + place, G > 2 ? kept[k].o * c : c);
+      output = G > 2 ? kept[k].o * c : c;
+      store(h + place, output);
       place += step;
     });
-    if (slice.count && slice.begin + slice.count == column.length)
-      store(c_n + column.state(shape), c);  // to the bit the last of the cells
+    if (slice.is_final()) {  // to the bit the last of the outputs and of the cells
+      store(h_n + column.state(shape), output);
+      store(c_n + column.state(shape), c);
+    }
     slice.padding([&](i64 place) {
       store(h + place, A(0));
       if (cells) store(cells + place, A(0));
     });
   }
-  if (relay.writes_last() && !column.length) store(c_n + column.state(shape), state);
+  if (relay.writes_last() && !column.length) {
+    store(h_n + column.state(shape), A(0));
+    store(c_n + column.state(shape), state);
+  }
 }
 
 // The gradient at the cells is g_s = o_s grad_h_s + (1 - update_(s+1)) g_(s+1).
 template <typename T, int G, bool DRAWN, bool RELAYED>
 __global__ BOUNDS(T, RELAYED, 2) void pool_backward(
     Shape shape, u64* words, Zoneout zoneout, const T* gates, const T* c0, const T* cells,
-    const T* grad_h, const T* grad_c_n, T* grad_gates, T* grad_c0) {
+    const T* grad_h, const T* grad_h_n, const T* grad_c_n, T* grad_gates, T* grad_c0) {
   typedef typename wide<T>::type A;
   typedef Cut<T, RELAYED> CUT;
   constexpr int U = CUT::STEPS;
@@ -544,9 +553,11 @@ __global__ BOUNDS(T, RELAYED, 2) void pool_backward(
     }
     const T* from = gates + (first_gate + slice.place * G);
     i64 place = slice.place;
+    T last = {};
+    if (grad_h_n && slice.is_final()) last = grad_h_n[column.state(shape)];
     slice.each([&](int k) {
       gate[k].read(from, shape.H);
-      grads[k] = grad_h[place];
+      if (grad_h) grads[k] = grad_h[place];
       c[k + 1] = cells[place];
       from += step * G;
       place += step;
@@ -556,10 +567,12 @@ __global__ BOUNDS(T, RELAYED, 2) void pool_backward(
     Kept<Step, CUT, RELAYED> kept;
     Map<A> whole = identity<A>();
     T* to = grad_gates + (first_gate + slice.place * G);
+    A grad_last = load(after(zero, last));
     for (int k = U - 1; k >= 0; --k) {
       gate[k].activate(zero, zoneout, seed, slice.place + k * step);
       A z = gate[k].z, f = gate[k].f, o = gate[k].o, i = gate[k].i;
       A grad = load(after(zero, grads[k])), before = load(after(zero, c[k]));
+      if (k == slice.count - 1) grad += grad_last;
       kept[k].z = i * (A(1) - z * z);
       kept[k].f = (G > 3 ? before : before - z) * gate[k].alive * f * (A(1) - f);
       if (G > 3) kept[k].i = z * i * (A(1) - i);

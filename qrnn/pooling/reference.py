@@ -95,7 +95,7 @@ def pool(
     zoneout: float,
     keep_cells: bool,
     shift: int = 0,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """See `operator.pool`, whose arguments and results these are."""
     gate = _activate(gates, lengths, seed, pooling, direction, zoneout, shift)
     z, update, valid = gate.z, gate.update, gate.valid
@@ -117,17 +117,20 @@ def pool(
     c = c_TBDH.flatten(2)
     h = c if gate.o is None else gate.o.flatten(2) * c  # no view, see cpu.pool
     kept = c if keep_cells and pooling != "f" else c.new_empty(0)
-    return h.to(gates.dtype), kept.to(gates.dtype), c_n.to(gates.dtype)
+    final = _is_final(T, lengths, direction, gates.device)
+    h_n = h.view(z.shape).where(final, 0).sum(0).transpose(0, 1).contiguous()
+    return h.to(gates.dtype), kept.to(gates.dtype), h_n.to(gates.dtype), c_n.to(gates.dtype)
 
 
 def pool_backward(
-    grad_h: Tensor,
-    grad_c_n: Tensor | None,
     gates: Tensor,
     c0: Tensor | None,
     lengths: Tensor | None,
     seed: Tensor | None,
     cells: Tensor,
+    grad_h: Tensor | None,
+    grad_h_n: Tensor | None,
+    grad_c_n: Tensor | None,
     pooling: str,
     direction: str,
     zoneout: float,
@@ -135,14 +138,19 @@ def pool_backward(
 ) -> tuple[Tensor, Tensor]:
     """The gradients at gates and c0; see `operator`. `cells` are all cells (h, for "f").
 
-    A `grad_c_n` of None is zero."""
+    Those at h, h_n and c_n are zero where they are None.
+    """
     gate = _activate(gates, lengths, seed, pooling, direction, zoneout, shift)
     z, f, update, o, i, valid = gate.z, gate.sigmoid_f, gate.update, gate.o, gate.i, gate.valid
     T, B, D, H = z.shape
-    c_TBDH, grad_h = _widen(cells).view(z.shape), _widen(grad_h).reshape(z.shape)
+    c_TBDH = _widen(cells).view(z.shape)
+    grad = torch.zeros_like(z) if grad_h is None else _widen(grad_h).reshape(z.shape)
+    if grad_h_n is not None:
+        final = _is_final(T, lengths, direction, gates.device)
+        grad = grad + _widen(grad_h_n).transpose(0, 1).where(final, 0)
     if valid is not None:
-        grad_h = grad_h.where(valid, 0)
-    grad_new = grad_h if o is None else grad_h * o
+        grad = grad.where(valid, 0)
+    grad_new = grad if o is None else grad * o
     start = z.new_zeros(D, B, H) if c0 is None else _widen(c0)
     end = torch.zeros_like(start) if grad_c_n is None else _widen(grad_c_n)
     grad_cells, before, grad_start = [], [], []
@@ -172,7 +180,7 @@ def pool_backward(
         g_TBDH * (c_before - z if i is None else c_before) * gate.alive * f * (1 - f),
     ]
     if o is not None:
-        grads.append(grad_h * c_TBDH * o * (1 - o))
+        grads.append(grad * c_TBDH * o * (1 - o))
     if i is not None:
         grads.append(g_TBDH * z * i * (1 - i))
     grad_TBDGH = torch.stack(grads, 3)
@@ -189,6 +197,18 @@ def pool_backward(
 def _order(T: int, direction: str, d: int) -> range:
     """The steps in the order in which direction d takes them; it is its own inverse."""
     return range(T - 1, -1, -1) if direction == "reverse" or d == 1 else range(T)
+
+
+def _is_final(T: int, lengths: Tensor | None, direction: str, device: torch.device) -> Tensor:
+    """(T, B or 1, D, 1): whether a direction's last step of a sequence is this one.
+
+    In reverse the first one is, also of a sequence of length 0, whose h is zero there.
+    """
+    steps = torch.arange(T, device=device)[:, None]
+    last = steps == (T - 1 if lengths is None else lengths - 1)
+    first = (steps == 0).expand_as(last)
+    ends = {"forward": [last], "reverse": [first], "both": [last, first]}[direction]
+    return torch.stack(ends, 2)[..., None]
 
 
 def _widen(x: Tensor) -> Tensor:

@@ -66,29 +66,35 @@ def make(
 
 
 def run(backend: Any, case: dict[str, Any], dtype: torch.dtype) -> Results:
-    """h, c_n and the gradients of a fixed weighting of both, computed by `backend` in `dtype`."""
+    """h, h_n, c_n and the gradients of a fixed weighting of them, by `backend` in `dtype`."""
     case = dict(case)
     for name in ("gates", "c0"):
         if case[name] is not None:
             case[name] = case[name].to(dtype)
     generator = torch.Generator().manual_seed(1)
     if backend is cpu:
-        h, cells, c_n = cpu.pool(**case, keep_cells=True)
+        h, cells, h_n, c_n = cpu.pool(**case, keep_cells=True)
     else:
         case["gates"] = case["gates"].detach().requires_grad_()
-        start = torch.zeros_like(reference.pool(**case, keep_cells=False)[2])
+        start = torch.zeros_like(reference.pool(**case, keep_cells=False)[3])
         case["c0"] = (start if case["c0"] is None else case["c0"]).detach().requires_grad_()
-        h, _, c_n = reference.pool(**case, keep_cells=False)
-    weights = [torch.randn(v.shape, generator=generator).to(torch.bfloat16) for v in (h, c_n)]
-    grad_h, grad_c_n = (w.to(dtype) for w in weights)
+        h, _, h_n, c_n = reference.pool(**case, keep_cells=False)
+    outputs = {"h": h, "h_n": h_n, "c_n": c_n}
+    weights = {
+        f"grad_{name}": torch.randn(v.shape, generator=generator).to(torch.bfloat16).to(dtype)
+        for name, v in outputs.items()
+    }
     if backend is cpu:
         kept = h if case["pooling"] == "f" else cells
-        grads = cpu.pool_backward(grad_h, grad_c_n, cells=kept, **case)
+        grads = cpu.pool_backward(cells=kept, **weights, **case)
     else:
         grads = torch.autograd.grad(
-            [h, c_n], [case["gates"], case["c0"]], [grad_h, grad_c_n], materialize_grads=True
+            [*outputs.values()],
+            [case["gates"], case["c0"]],
+            [*weights.values()],
+            materialize_grads=True,
         )
-    results = {"h": h, "c_n": c_n, "grad_gates": grads[0], "grad_c0": grads[1]}
+    results = {**outputs, "grad_gates": grads[0], "grad_c0": grads[1]}
     assert all(v.dtype == dtype for v in results.values())
     return {name: v.detach() for name, v in results.items()}
 
@@ -174,8 +180,8 @@ class TestPool:
         gates[:, :, :, 0] = 40.0
         for seed in (0, 1, 2**63 - 2):
             rest = (None, None, torch.tensor(seed), "f", "both", rate, False)
-            got, _, _ = cpu.pool(gates.flatten(2), *rest)
-            want, _, _ = reference.pool(gates.flatten(2), *rest)
+            got = cpu.pool(gates.flatten(2), *rest)[0]
+            want = reference.pool(gates.flatten(2), *rest)[0]
             torch.testing.assert_close(got, want, rtol=0, atol=1e-14)
 
     @pytest.mark.parametrize("dtype", TYPES)
@@ -251,13 +257,14 @@ class TestPool:
         results = []
         for filler in (0.0, float("nan")):
             case["gates"].masked_fill_(padding, filler)
-            h, cells, c_n = cpu.pool(**case, keep_cells=True)
-            grad_h = torch.ones_like(h).masked_fill(padding, filler)
+            h, cells, h_n, c_n = cpu.pool(**case, keep_cells=True)
             kept = h if pooling == "f" else cells
-            grads = cpu.pool_backward(grad_h, c_n, cells=kept, **case)
+            given = {"grad_h": torch.ones_like(h).masked_fill(padding, filler)}
+            given |= {"grad_h_n": h_n, "grad_c_n": c_n}
+            grads = cpu.pool_backward(cells=kept, **given, **case)
             for value in (h, kept, grads[0]):
                 assert not value.masked_select(padding).any()
-            results.append([h, cells, c_n, *grads])
+            results.append([h, cells, h_n, c_n, *grads])
         for zero, nan in zip(*results, strict=True):
             assert torch.equal(zero, nan)
 
@@ -400,8 +407,8 @@ class TestCache:
             from qrnn.pooling import cpu
 
             gates, options = torch.randn(3, 2, 6), (None, None, None, "f", "forward", 0.0)
-            h, _, c_n = cpu.pool(gates, *options, True)
-            cpu.pool_backward(h, c_n, gates, None, None, None, h, *options[3:])
+            h, _, h_n, c_n = cpu.pool(gates, *options, True)
+            cpu.pool_backward(gates, *options[:3], h, h, h_n, c_n, *options[3:])
             cpu.linear_recurrence(h, h, h[0], False)
             """
         written = []

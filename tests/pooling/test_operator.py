@@ -13,7 +13,16 @@ from torch.library import opcheck
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from qrnn import QRNN, QRNNLayer, QRNNState, f_pool, fo_pool, ifo_pool, linear_recurrence
+from qrnn import (
+    QRNN,
+    QRNNLayer,
+    QRNNState,
+    f_pool,
+    fo_pool,
+    functional,
+    ifo_pool,
+    linear_recurrence,
+)
 from qrnn.functional import pool
 from qrnn.pooling import cpu, operator
 
@@ -162,17 +171,14 @@ class TestOpcheck:
     )
     def test_pool_backward(self, pooling: str, direction: str, full: bool) -> None:
         gates, c0, lengths, seed, *options, _ = arguments(pooling, direction, full=full)
-        h, cells, c_n = operator.pool(gates, c0, lengths, seed, *options, True)
-        kept = h if pooling == "f" else cells
-        grads = torch.randn_like(h).requires_grad_(), torch.randn_like(c_n).requires_grad_()
-        opcheck(
-            torch.ops.qrnn.pool_backward.default,
-            (*grads, gates, c0, lengths, seed, kept.detach(), *options),
-        )
-        opcheck(
-            torch.ops.qrnn.pool_backward.default,
-            (grads[0], None, gates, c0, lengths, seed, kept.detach(), *options),
-        )
+        h, cells, *last = operator.pool(gates, c0, lengths, seed, *options, True)
+        kept = (h if pooling == "f" else cells).detach()
+        grads = [torch.randn_like(v).requires_grad_() for v in (h, *last)]
+        for given in (grads, [grads[0], None, None], [None, grads[1], None]):
+            opcheck(
+                torch.ops.qrnn.pool_backward.default,
+                (gates, c0, lengths, seed, kept, *given, *options),
+            )
 
     @pytest.mark.parametrize("shape", [(3, 2, 4), (0, 2, 4), (1, 1, 1)])
     @pytest.mark.parametrize("reverse", [False, True])
@@ -191,10 +197,10 @@ class TestGradients:
     def test_first_and_second_order(self, pooling: str, direction: str, training: bool) -> None:
         gates, c0, lengths, *_ = arguments(pooling, direction, (3, 2, 1))
 
-        def pool(*leaves: Tensor) -> tuple[Tensor, Tensor]:
+        def pool(*leaves: Tensor) -> tuple[Tensor, ...]:
             torch.manual_seed(3)  # finite differences need the same zoneout in every call
             options: Any = {"lengths": lengths, "zoneout": 0.4, "training": training}
-            return POOLS[pooling](*leaves, direction=direction, **options)
+            return functional.pool(pooling, *leaves, direction=direction, **options)
 
         assert gradcheck(pool, (gates, c0))
         assert gradgradcheck(pool, (gates, c0))
@@ -228,11 +234,14 @@ class TestGradients:
         assert gradcheck(fo_pool, (gates, c0))
         assert gradgradcheck(fo_pool, (gates, c0))
 
-    @pytest.mark.parametrize("wanted", [0, 1])
-    def test_one_of_two_results(self, wanted: int) -> None:
+    @pytest.mark.parametrize("wanted", [0, 1, 2])
+    def test_one_of_three_results(self, wanted: int) -> None:
+        def pool(*leaves: Tensor) -> Tensor:
+            return functional.pool("fo", *leaves)[wanted]
+
         leaves = (leaf(3, 1, 3), leaf(1, 1, 1))
-        assert gradcheck(lambda *v: fo_pool(*v)[wanted], leaves)
-        assert gradgradcheck(lambda *v: fo_pool(*v)[wanted], leaves)
+        assert gradcheck(pool, leaves)
+        assert gradgradcheck(pool, leaves)
 
     def test_a_third_derivative_is_right_or_refused(self) -> None:
         """What must not happen is a wrong number."""
@@ -278,19 +287,19 @@ class TestGradients:
         """They would have to be written, and to be read."""
         given = []
 
-        def pool_backward(grad_h: Tensor, grad_c_n: Tensor | None, *rest: Any) -> Any:
-            given.append(grad_c_n)
-            return cpu.pool_backward(grad_h, grad_c_n, *rest)
+        def pool_backward(*arguments: Any) -> Any:
+            given.append([None if v is None else v.shape for v in arguments[5:8]])
+            return cpu.pool_backward(*arguments)
 
         backend = types.SimpleNamespace(pool=cpu.pool, pool_backward=pool_backward)
         monkeypatch.setattr(operator, "_backend", lambda device: backend)
-        h, c_n = fo_pool(leaf(3, 2, 6))
-        h.sum().backward(retain_graph=True)
-        (h.sum() + c_n.sum()).backward()
-        assert given[0] is None and given[1].shape == c_n.shape
+        results = functional.pool("fo", leaf(3, 2, 6))
+        for n in range(3):
+            results[n].sum().backward(retain_graph=True)
+            assert given[n] == [results[m].shape if m == n else None for m in range(3)]
 
     def test_the_cells_themselves_have_no_gradient(self) -> None:
-        _, cells, _ = operator.pool(leaf(3, 2, 6), None, None, None, "fo", "forward", 0.0, True)
+        _, cells, *_ = operator.pool(leaf(3, 2, 6), None, None, None, "fo", "forward", 0.0, True)
         assert not cells.requires_grad
 
     def test_expanded_gradient(self) -> None:
@@ -370,7 +379,8 @@ class TestDetour:
             F = "f"
 
         gates = torch.randn(5, 2, 4)
-        torch.testing.assert_close(pool(Pooling.F, gates), f_pool(gates), rtol=0, atol=0)
+        h, _, c_n = pool(Pooling.F, gates)
+        torch.testing.assert_close((h, c_n), f_pool(gates), rtol=0, atol=0)
 
     def test_inference_mode(self) -> None:
         gates = torch.randn(5, 2, 6)

@@ -91,8 +91,8 @@ def cases(draw: Any) -> dict[str, Any]:
     }
 
 
-def expected(case: dict[str, Any], **instead: Any) -> tuple[Any, Any]:
-    """h and c_n by the oracle, in NumPy unless `instead` brings tensors."""
+def expected(case: dict[str, Any], **instead: Any) -> Any:
+    """h, h_n and c_n by the oracle, in NumPy unless `instead` brings tensors."""
     case = case | instead
     gates, seed, rate = case["gates"], case["seed"], case["zoneout"]
     D = 2 if case["direction"] == "both" else 1
@@ -119,11 +119,11 @@ def array(x: Tensor | None) -> Any:
 class TestPool:
     @given(cases())
     def test_equals_the_oracle(self, case: dict[str, Any]) -> None:
-        h, cells, c_n = reference.pool(**case, keep_cells=False)
-        want_h, want_c = expected(case, gates=array(case["gates"]), c0=array(case["c0"]))
+        h, cells, *last = reference.pool(**case, keep_cells=False)
+        want = expected(case, gates=array(case["gates"]), c0=array(case["c0"]))
         assert cells.shape == (0,)
-        torch.testing.assert_close(h, torch.from_numpy(want_h), rtol=0, atol=1e-13)
-        torch.testing.assert_close(c_n, torch.from_numpy(want_c), rtol=0, atol=1e-13)
+        for a, b in zip((h, *last), want, strict=True):
+            torch.testing.assert_close(a, torch.from_numpy(b), rtol=0, atol=1e-13)
 
     @pytest.mark.parametrize("direction", DIRECTIONS)
     @pytest.mark.parametrize("pooling", POOLINGS)
@@ -133,7 +133,7 @@ class TestPool:
         D, G = 2 if direction == "both" else 1, len(oracle.BLOCKS[pooling])
         gates = torch.randn(5, 3, D * G * 4, dtype=WIDE)
         lengths = torch.tensor([5, 2, 0])
-        h, cells, _ = reference.pool(
+        h, cells, *_ = reference.pool(
             gates, None, lengths, None, pooling, direction, 0.0, keep_cells=True
         )
         if pooling == "f":
@@ -166,18 +166,18 @@ class TestPool:
         for filler in (0.0, float("nan")):
             leaf = gates.masked_fill(padding[:, :, None], filler).requires_grad_()
             c0 = torch.ones(D, 3, 2, dtype=WIDE, requires_grad=True)
-            h, cells, c_n = reference.pool(leaf, c0, lengths, None, pooling, direction, 0.1, True)
-            results.append([h, c_n, *torch.autograd.grad([h.sum(), c_n.sum()], [leaf, c0])])
+            h, cells, *last = reference.pool(leaf, c0, lengths, None, pooling, direction, 0.1, True)
+            own = torch.autograd.grad([v.sum() for v in (h, *last)], [leaf, c0])
             assert not h[padding].any()
-            assert not results[-1][2][padding].any()
             grads = (
                 torch.ones_like(h).masked_fill(padding[:, :, None], filler),
-                torch.ones_like(c_n),
+                *map(torch.ones_like, last),
             )
             kept = (h if pooling == "f" else cells).detach()
-            rest = (c0.detach(), lengths, None, kept, pooling, direction, 0.1)
-            results[-1] += reference.pool_backward(*grads, leaf.detach(), *rest)
-            assert not results[-1][4][padding].any()
+            inputs = (leaf.detach(), c0.detach(), lengths, None)
+            named = reference.pool_backward(*inputs, kept, *grads, pooling, direction, 0.1)
+            assert not own[0][padding].any() and not named[0][padding].any()
+            results.append([h, *last, *own, *named])
         for zero, nan in zip(*results, strict=True):
             assert torch.equal(zero, nan)
 
@@ -186,19 +186,24 @@ class TestPool:
         """Both autograd's through `pool` and those of `pool_backward`."""
         gates, c0 = case["gates"], case["c0"]
         leaves = [v.requires_grad_() for v in (gates, c0) if v is not None]
-        h, cells, c_n = reference.pool(**case, keep_cells=True)
+        h, cells, *last = reference.pool(**case, keep_cells=True)
         random = torch.Generator().manual_seed(1)
-        weights = [torch.randn(v.shape, dtype=WIDE, generator=random) for v in (h, c_n)]
+        weights = [torch.randn(v.shape, dtype=WIDE, generator=random) for v in (h, *last)]
         kept = h if case["pooling"] == "f" else cells
+        grads = dict(zip(("grad_h", "grad_h_n", "grad_c_n"), weights, strict=True))
         with torch.no_grad():
-            own = reference.pool_backward(*weights, cells=kept, **case)
-        assert own[0].shape == gates.shape and own[1].shape == c_n.shape
-        want_h, want_c = expected(case)
-        if not want_h.requires_grad:
+            own = reference.pool_backward(cells=kept, **grads, **case)
+        assert own[0].shape == gates.shape and own[1].shape == last[1].shape
+        results = expected(case)
+        if not results[0].requires_grad:
             return  # no sequence or no step: nothing depends on anything
         options: dict[str, Any] = {"allow_unused": True, "materialize_grads": True}
-        got = torch.autograd.grad([h, c_n], leaves, weights, **options)
-        want = torch.autograd.grad([want_h, want_c], leaves, weights, **options)
+        got = torch.autograd.grad([h, *last], leaves, weights, **options)
+        # of no step at all the h_n are constants
+        used = [n for n in range(3) if results[n].requires_grad]
+        want = torch.autograd.grad(
+            [results[n] for n in used], leaves, [weights[n] for n in used], **options
+        )
         for a, b, c in zip(got, want, own, strict=False):
             torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
             torch.testing.assert_close(c, b, rtol=1e-12, atol=1e-12)
@@ -207,14 +212,13 @@ class TestPool:
     @pytest.mark.parametrize("pooling", POOLINGS)
     def test_16_bit_gradients_accumulate_in_float32(self, pooling: str, dtype: torch.dtype) -> None:
         gates = torch.randn(40, 2, len(oracle.BLOCKS[pooling]) * 3).to(dtype)
-        tensors = [torch.randn(s).to(dtype) for s in ((40, 2, 3), (1, 2, 3), (1, 2, 3), (40, 2, 3))]
-        rest = (pooling, "forward", 0.0)
+        shapes = ((1, 2, 3), (40, 2, 3), (40, 2, 3), (1, 2, 3), (1, 2, 3))
+        tensors = [gates, *(torch.randn(s).to(dtype) for s in shapes)]
         results = []
         for convert in (torch.Tensor.to, lambda v, _: v.float()):
-            grad_h, grad_c_n, c0, cells = (convert(v, dtype) for v in tensors)
-            own = convert(gates, dtype)
+            own, c0, cells, *grads = (convert(v, dtype) for v in tensors)
             results.append(
-                reference.pool_backward(grad_h, grad_c_n, own, c0, None, None, cells, *rest)
+                reference.pool_backward(own, c0, None, None, cells, *grads, pooling, "forward", 0.0)
             )
         for got, want in zip(*results, strict=True):
             assert got.dtype == dtype
@@ -231,9 +235,9 @@ class TestZoneout:
         T, B, D, H = 6, 3, 2, 5
         gates = torch.zeros(T, B, D, 2, H, dtype=WIDE)
         gates[:, :, :, 0] = 40.0
-        h, _, _ = reference.pool(
+        h = reference.pool(
             gates.flatten(2), None, None, torch.tensor(99), "f", "both", rate, False
-        )
+        )[0]
         forward, backward = h.view(T, B, D, H).unbind(2)
         cells = torch.stack([forward, backward.flip(0)], 2)
         before = torch.cat([torch.zeros(1, B, D, H, dtype=WIDE), cells[:-1]])
@@ -249,15 +253,15 @@ class TestZoneout:
         gates[:, :, 1] = -40.0
         for seed in (None, torch.tensor(3)):
             for rate in (0.1, 0.5, 0.9):
-                h, _, _ = reference.pool(
-                    gates.flatten(2), None, None, seed, "f", "forward", rate, False
-                )
+                h = reference.pool(gates.flatten(2), None, None, seed, "f", "forward", rate, False)[
+                    0
+                ]
                 assert h.abs().max() <= 1
 
     def test_without_a_seed_the_update_gate_is_scaled(self) -> None:
         gates = torch.zeros(1, 1, 2, dtype=WIDE)
         gates[..., 0] = 40.0
-        h, _, _ = reference.pool(gates, None, None, None, "f", "forward", 0.3, False)
+        h = reference.pool(gates, None, None, None, "f", "forward", 0.3, False)[0]
         assert h.item() == pytest.approx(0.7 * 0.5, abs=1e-15)
 
     def test_ifo_keeps_its_own_input_gate(self) -> None:
@@ -265,7 +269,7 @@ class TestZoneout:
         gates = torch.randn(5, 2, 4, 3, dtype=WIDE)
         z, _, _, i = gates.unbind(2)
         seed = torch.tensor(1)
-        _, _, c_n = reference.pool(gates.flatten(2), None, None, seed, "ifo", "forward", 1.0, False)
+        *_, c_n = reference.pool(gates.flatten(2), None, None, seed, "ifo", "forward", 1.0, False)
         torch.testing.assert_close(c_n[0], (i.sigmoid() * z.tanh()).sum(0))
 
 
