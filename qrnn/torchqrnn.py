@@ -307,9 +307,12 @@ def install() -> None:
 
 
 def main() -> None:
+    usage = "usage: python -m qrnn.torchqrnn script.py [its arguments]"
     if len(sys.argv) < 2:
-        sys.exit("usage: python -m qrnn.torchqrnn script.py [its arguments]")
+        sys.exit(usage)
     script = sys.argv[1]
+    if not Path(script).exists():
+        sys.exit(f"{usage}\nerror: there is no {script}")
     sys.argv = sys.argv[1:]
     if not sys.flags.safe_path:
         sys.path[0] = str(Path(script).resolve().parent)

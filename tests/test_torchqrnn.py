@@ -442,8 +442,10 @@ def test_an_old_script_as_it_is(tmp_path: Any) -> None:
     done = subprocess.run(call + script, capture_output=True, text=True, cwd=tmp_path, check=True)
     assert done.stdout == "qrnn.torchqrnn (7, 2, 8) (2, 2, 8)\n"
     assert "Warning" not in done.stderr
-    without = subprocess.run(call, capture_output=True, text=True, cwd=tmp_path)
-    assert without.returncode == 1 and without.stderr.startswith("usage: ")
+    for wrong, said in ([], ""), (["--help"], "error: there is no --help\n"):
+        done = subprocess.run(call + wrong, capture_output=True, text=True, cwd=tmp_path)
+        assert done.returncode == 1 and done.stderr.startswith("usage: ")
+        assert done.stderr.endswith(said)
 
 
 def test_a_model_pickled_whole_by_the_archived_package(monkeypatch: pytest.MonkeyPatch) -> None:
