@@ -261,7 +261,7 @@ class QRNNDecoder(nn.Module):
             x, _, c_n = pool(
                 layer.pooling,
                 gates,
-                state.c[n : n + 1].to(gates.dtype),
+                state.c[n : n + 1],
                 zoneout=layer.zoneout,
                 zoneout_eval=layer.zoneout_eval,
                 training=layer.training,

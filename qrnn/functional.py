@@ -106,7 +106,7 @@ def pool(
         pooling: "f", "fo" or "ifo": G = 2, 3 or 4 blocks of pre-activations.
         gates: (T + |shift|, B, D * G * H), in each direction the blocks z, f, o, i (the first G);
             float32, float64, float16 or bfloat16 (16-bit types accumulate in float32).
-        c0: first cells (D, B, H); zeros when None.
+        c0: first cells (D, B, H); zeros when None. Of the gates' type, or, under autocast, any.
         lengths: valid steps of each sequence, integers (B,); T when None. Padding is never read,
             gives zeros and changes no state; in reverse a sequence starts at its own last step.
         direction: "forward", "reverse" or "both" (D = 2: a forward half, then a reverse half).
@@ -142,7 +142,8 @@ def pool(
     T = rows - abs(shift)
     check(N % (D * G) == 0, "gates", f"a last dimension divisible by {D * G}", tuple(gates.shape))
     if c0 is not None:
-        check_like("c0", c0, (D, B, N // (D * G)), gates)
+        check_like("c0", c0, (D, B, N // (D * G)), gates, cast=autocasts(gates.device))
+        c0 = c0.to(gates.dtype)
     if lengths is not None:
         lengths = check_lengths(lengths, B, T, gates.device)
 
@@ -206,7 +207,8 @@ def linear_recurrence(
         f: factors (T, B, H); float32, float64, float16 or bfloat16. On a GPU up to 256 of them that
             follow each other are multiplied: what is infinite then makes h infinite or NaN.
         x: what is added (T, B, H).
-        h0: the value before the first step (B, H); zeros when None.
+        h0: the value before the first step (B, H); zeros when None. All are of one type; under
+            autocast h is of the wider one of f and x.
         reverse: start at the last step and run to the first.
 
     Returns:
@@ -217,8 +219,12 @@ def linear_recurrence(
     """
     check_floating("f", f)
     check(f.dim() == 3, "f", "3 dimensions (T, B, H)", tuple(f.shape))
-    check_like("x", x, tuple(f.shape), f)
+    cast = autocasts(f.device)
+    check_like("x", x, tuple(f.shape), f, cast)
     if h0 is None:
         h0 = f.new_zeros(f.shape[1:])
-    check_like("h0", h0, tuple(f.shape[1:]), f)
+    check_like("h0", h0, tuple(f.shape[1:]), f, cast)
+    if cast:
+        dtype = torch.promote_types(f.dtype, x.dtype)
+        f, x, h0 = f.to(dtype), x.to(dtype), h0.to(dtype)
     return operator.linear_recurrence(f, x, h0, reverse)

@@ -280,11 +280,10 @@ class QRNNLayer(nn.Module):
             x = x if zero_padded else _zero_padding(x, lengths)
         window = state.window[0].to(x.dtype) if isinstance(state, QRNNState) else None
         gates, extended = self.convolve(x, window)
-        h0, c0 = (None, None) if state is None else (s.to(gates.dtype) for s in state[:2])
         output, h_n, c_n = pool(
             self.pooling,
             gates,
-            c0,
+            None if state is None else state[1],
             lengths=lengths,
             direction="both" if self.bidirectional else "forward",
             zoneout=self.zoneout,
@@ -292,10 +291,9 @@ class QRNNLayer(nn.Module):
             training=self.training,
             shift=self.shift,
         )
-        if h0 is not None and not T:
-            h_n = h0.clone()
-        elif h0 is not None and lengths is not None:
-            h_n = h_n.where((lengths > 0)[:, None], h0)
+        if state is not None and (lengths is not None or not T):
+            h0 = state[0].to(h_n.dtype)  # the output of a sequence of no steps
+            h_n = h0.clone() if lengths is None else h_n.where((lengths > 0)[:, None], h0)
         if window is None:
             return output, (h_n, c_n)
         k = self.kernel_size

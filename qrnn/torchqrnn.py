@@ -188,7 +188,7 @@ class QRNNLayer(nn.Module):
         output, _, last = pool(
             "fo" if self.output_gate else "f",
             gates,
-            None if hidden is None else hidden.to(gates.dtype),
+            hidden,
             zoneout=self.zoneout,
             zoneout_eval="mean",
             training=self.training,

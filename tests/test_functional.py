@@ -94,6 +94,14 @@ class TestPools:
             fo_pool(gates.clone().requires_grad_(), c0)
         assert asked == [False, True, True, False]
 
+    def test_under_autocast(self) -> None:
+        gates, c0 = torch.randn(4, 2, 9, dtype=torch.bfloat16), torch.randn(1, 2, 3)
+        with pytest.raises(TypeError, match="c0: expected dtype"):
+            fo_pool(gates, c0)
+        want = fo_pool(gates, c0.bfloat16())
+        with torch.autocast("cpu", torch.bfloat16):
+            torch.testing.assert_close(fo_pool(gates, c0), want, rtol=0, atol=0)
+
     def test_report_bug_gate_read_from_another_block(self) -> None:
         """The replication's decoder computed f from the weights of z."""
         gates = torch.zeros(1, 1, 4, 1, dtype=WIDE)
@@ -233,6 +241,17 @@ class TestZoneout:
 
 
 class TestLinearRecurrence:
+    def test_under_autocast(self) -> None:
+        f, x, h0 = torch.rand(4, 2, 3).bfloat16(), torch.randn(4, 2, 3), torch.randn(2, 3)
+        with pytest.raises(TypeError, match="x: expected dtype"):
+            linear_recurrence(f, x, h0)
+        with torch.autocast("cpu", torch.bfloat16):
+            got = linear_recurrence(f, x, h0)
+            low = linear_recurrence(f, x.bfloat16(), h0)
+        torch.testing.assert_close(got, linear_recurrence(f.float(), x, h0), rtol=0, atol=0)
+        want = linear_recurrence(f, x.bfloat16(), h0.bfloat16())
+        torch.testing.assert_close(low, want, rtol=0, atol=0)
+
     @given(st.integers(0, 5), st.integers(0, 3), st.integers(1, 18), st.booleans(), st.booleans())
     def test_equals_a_loop_with_gradients(
         self, T: int, B: int, H: int, reverse: bool, start: bool
