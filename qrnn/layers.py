@@ -392,20 +392,19 @@ class _Convolution(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        x, weight, _ = ctx.saved_tensors
+        x, weight, windows = ctx.saved_tensors  # a checkpoint hands them out once
         if not _is_much(x, *ctx.sizes):
-            gradients = _with_windows
+            grad_x, grad_weight = _with_windows(ctx, grad, x, weight, windows)
         elif ONEDNN and _takes_onednn(x, weight, *ctx.sizes):
-            gradients = _by_onednn
+            grad_x, grad_weight = _by_onednn(ctx, grad, x, weight)
         else:
-            gradients = _without_windows
-        grad_x, grad_weight = gradients(ctx, grad, x, weight)
+            grad_x, grad_weight = _without_windows(ctx, grad, x, weight)
         grad_bias = grad.sum((0, 1)) if ctx.needs_input_grad[2] else None
         return grad_x, grad_weight, grad_bias, None, None, None
 
 
 def _with_windows(
-    ctx: Any, grad: Tensor, x: Tensor, weight: Tensor
+    ctx: Any, grad: Tensor, x: Tensor, weight: Tensor, windows: Tensor | None
 ) -> tuple[Tensor | None, Tensor | None]:
     """Of `_Convolution`, the gradients at x and weight: a product each."""
     (rows, B, N), width = grad.shape, weight.shape[1]
@@ -414,7 +413,6 @@ def _with_windows(
     if ctx.needs_input_grad[0]:  # no name for what is as large as the windows
         grad_x = operator.windows_backward((grad @ weight).view(rows, B, width), *ctx.sizes)
     if ctx.needs_input_grad[1]:
-        windows = ctx.saved_tensors[2]
         if windows is None or torch.is_grad_enabled():  # of the kept ones x has no derivative
             windows = operator.windows(x, *ctx.sizes)
         grad_weight = grad.t() @ windows.view(-1, width)

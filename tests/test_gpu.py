@@ -494,6 +494,7 @@ SANITIZED = """
 import sys
 import torch
 from qrnn.functional import linear_recurrence, pool
+from qrnn.pooling import operator
 whole = sys.argv[1] == "memcheck"
 for dtype in (torch.float32, torch.bfloat16) if whole else (torch.float32,):
     for T in (5, 200) if whole else (200,):
@@ -505,6 +506,9 @@ for dtype in (torch.float32, torch.bfloat16) if whole else (torch.float32,):
             (h.sum() + h_n.sum() + c_n.sum()).backward()
         f = torch.rand(T, 3, 43, device="cuda", dtype=dtype, requires_grad=True)
         linear_recurrence(f, f, f[0]).sum().backward()
+        for inputs in (40, 43):  # 16 bytes a lane, and one element
+            x = torch.randn(T, 3, inputs, device="cuda", dtype=dtype)
+            operator.windows_backward(operator.windows(x, 3, 2, 1), 3, 2, 1)
 torch.cuda.synchronize()
 """
 

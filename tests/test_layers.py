@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequence
+from torch.utils.checkpoint import checkpoint
 
 from qrnn import QRNN, QRNNDecoder, QRNNLayer, QRNNState, functional, layers
 from qrnn.pooling import operator, reference
@@ -889,13 +890,32 @@ class TestModule:
         x = torch.randn(2, 5, 3, dtype=dtype)
 
         def gradients(change: Any) -> Any:
-            return torch.autograd.grad(change(rnn(x)[0]).sum(), list(rnn.parameters()))
+            output, (h_n, c_n) = rnn(x)
+            changed = sum(change(v).sum() for v in (output, h_n, c_n))
+            return torch.autograd.grad(changed, list(rnn.parameters()))
 
-        drop = torch.rand(2, 5, 1) < 0.5
         equal(
-            gradients(lambda output: output.masked_fill_(drop, 0)),
-            gradients(lambda output: output.masked_fill(drop, 0)),
+            gradients(lambda v: v.masked_fill_(v < 0, 0)),
+            gradients(lambda v: v.masked_fill(v < 0, 0)),
         )
+
+    @pytest.mark.parametrize("steps", [4, layers.MANY_ROWS])
+    @pytest.mark.parametrize("reentrant", [False, True])
+    def test_a_checkpoint_makes_all_again(self, reentrant: bool, steps: int) -> None:
+        rnn = make(3, 4, 2, dtype=torch.float32)
+        x = torch.randn(steps, 2, 3, requires_grad=True)
+        leaves, results = [x, *rnn.parameters()], []
+
+        def run(x: Tensor) -> tuple[Tensor, ...]:
+            output, (h_n, c_n) = rnn(x)
+            return output, h_n, c_n
+
+        for call in (run, lambda x: checkpoint(run, x, use_reentrant=reentrant)):
+            sum(v.square().sum() for v in call(x)).backward()
+            results.append([leaf.grad for leaf in leaves])
+            for leaf in leaves:
+                leaf.grad = None
+        equal(*results)
 
     def test_deepcopy_pickle_and_state_dict(self) -> None:
         rnn = make(3, 4, 2, bidirectional=True, zoneout=0.2, dense=True, first_kernel_size=3)

@@ -299,14 +299,14 @@ class _Pool(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_h: Any, _: None, grad_h_n: Any, grad_c_n: Any) -> Any:
-        c0 = ctx.saved_tensors[1]
+        saved = ctx.saved_tensors  # a checkpoint hands them out once
         backward: Callable[..., tuple[Tensor, Tensor]] = partial(_call, "pool_backward", None)
         if _has_transforms():
             backward = reference.pool_backward
         elif torch.is_grad_enabled():  # this one can be differentiated again
             backward = torch.ops.qrnn.pool_backward.default
-        grad_gates, grad_c0 = backward(*ctx.saved_tensors, grad_h, grad_h_n, grad_c_n, *ctx.options)
-        return grad_gates, None if c0 is None else grad_c0, *[None] * 7
+        grad_gates, grad_c0 = backward(*saved, grad_h, grad_h_n, grad_c_n, *ctx.options)
+        return grad_gates, None if saved[1] is None else grad_c0, *[None] * 7
 
 
 _differentiable("pool", _Pool)
@@ -338,7 +338,9 @@ def _pool_double_gradient(ctx: Any, *grad_grads: Tensor) -> tuple[Any, ...]:
             gates, start, lengths, seed, pooling, direction, zoneout, False, shift
         )
         once = torch.autograd.grad((h, h_n, c_n), (gates, start), grads, create_graph=True)
-        twice = torch.autograd.grad(once, inputs, grad_grads, create_graph=higher)
+        twice = torch.autograd.grad(
+            once, inputs, grad_grads, create_graph=higher, materialize_grads=True
+        )
     at_gates, at_c0, *at_grads = (
         None if value is None else grad for value, grad in zip(given, twice, strict=True)
     )

@@ -111,14 +111,17 @@ def pool(
             column.append(c)
         cells.append(torch.stack([column[s] for s in _order(T, direction, d)]) if T else z[:, :, d])
         last.append(c)
-    c_TBDH, c_n = torch.stack(cells, 2), torch.stack(last)
+    c_TBDH = torch.stack(cells, 2)
     if valid is not None:
         c_TBDH = c_TBDH.where(valid, 0)
     c = c_TBDH.flatten(2)
-    h = c if gate.o is None else gate.o.flatten(2) * c  # no view, see cpu.pool
+    # no views, see cpu.pool
+    h = c if gate.o is None else gate.o.flatten(2) * c
+    c_n = torch.cat([c[None] for c in last])
     kept = c if keep_cells and pooling != "f" else c.new_empty(0)
     final = _is_final(T, lengths, direction, gates.device)
-    h_n = h.view(z.shape).where(final, 0).sum(0).transpose(0, 1).contiguous()
+    h_n = h.view(z.shape).where(final, 0).sum(0).transpose(0, 1)
+    h_n = h_n.clone(memory_format=torch.contiguous_format)
     return h.to(gates.dtype), kept.to(gates.dtype), h_n.to(gates.dtype), c_n.to(gates.dtype)
 
 

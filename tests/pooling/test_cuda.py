@@ -19,6 +19,7 @@ import numpy as np
 import oracle
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from qrnn import QRNN, QRNNLayer, layers
 from qrnn.pooling import operator, reference
@@ -290,6 +291,14 @@ def test_the_layer(on_host, monkeypatch, kernel_size, masked, bidirectional):
     assert sorted(kernels) == sorted(["pool_forward", "pool_backward", *slid])
     monkeypatch.setattr(operator, "_backend", lambda device: reference)
     agree(found, run(), torch.float32)
+
+
+def test_a_checkpoint_makes_the_windows_again(on_host):
+    layer, x = QRNNLayer(3, 2), torch.randn(5, 2, 3, requires_grad=True)
+    leaves = (x, *layer.parameters())
+    want = torch.autograd.grad(layer(x)[0].sin().sum(), leaves)
+    output = checkpoint(lambda x: layer(x)[0], x, use_reentrant=False)
+    torch.testing.assert_close(torch.autograd.grad(output.sin().sum(), leaves), want)
 
 
 def test_pieces_through_the_windows(on_host):

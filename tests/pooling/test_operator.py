@@ -274,6 +274,11 @@ class TestGradients:
         assert gradgradcheck(scan, leaves)
         assert gradgradcheck(first, leaves)
 
+    def test_of_no_steps(self) -> None:
+        leaves = (leaf(0, 2, 6), leaf(1, 2, 2))
+        assert gradcheck(fo_pool, leaves)
+        assert gradgradcheck(fo_pool, leaves)
+
     def test_linear_recurrence_of_no_steps(self) -> None:
         leaves = (leaf(0, 2, 2), leaf(0, 2, 2), leaf(2, 2))
         h = linear_recurrence(*leaves)
