@@ -264,20 +264,15 @@ class QRNNLayer(nn.Module):
         x: Tensor,
         state: State | None = None,
         lengths: Tensor | None = None,
-        zero_padded: bool = False,
+        checked: bool = False,
     ) -> tuple[Tensor, State]:
         """As `QRNN.forward`, for one layer and an x of (T, B, I).
 
-        zero_padded: the padding of x is zero, as that of another layer's output is, which saves a
-        copy of x. Not checked.
+        checked: all three are known to be right, and the padding of x to be zero.
         """
-        check_input(x, self.weight, self.input_size)
+        if not checked:
+            x, lengths = _check_arguments([self], x, state, lengths)
         T, B, _ = x.shape
-        if state is not None:
-            _check_state(state, [self], x)
-        if lengths is not None:
-            lengths = check_lengths(lengths, B, T, x.device)
-            x = x if zero_padded else _zero_padding(x, lengths)
         window = state.window[0].to(x.dtype) if isinstance(state, QRNNState) else None
         gates, extended = self.convolve(x, window)
         output, h_n, c_n = pool(
@@ -305,13 +300,21 @@ class QRNNLayer(nn.Module):
         return output, QRNNState(h_n, c_n, (window,))
 
 
-def _zero_padding(x: Tensor, lengths: Tensor) -> Tensor:
-    """x (T, B, I) with zeros after each sequence's steps.
+def _check_arguments(
+    layers: Sequence[QRNNLayer], x: Any, state: State | None, lengths: Any
+) -> tuple[Tensor, Tensor | None]:
+    """Of a stack's forward: x (T, B, I) with zeros after each sequence's steps, and lengths.
 
     The scan does not read them, but windows that look ahead and the weight's gradient do.
     """
-    padding = torch.arange(x.shape[0], device=x.device)[:, None] >= lengths
-    return x.masked_fill(padding[:, :, None], 0)
+    check_input(x, layers[0].weight, layers[0].input_size)
+    if state is not None:
+        _check_state(state, layers, x)
+    if lengths is not None:
+        lengths = check_lengths(lengths, x.shape[1], x.shape[0], x.device)
+        padding = torch.arange(x.shape[0], device=x.device)[:, None] >= lengths
+        x = x.masked_fill(padding[:, :, None], 0)
+    return x, lengths
 
 
 def _is_much(x: Tensor, k: int, before: int, after: int) -> bool:
@@ -668,12 +671,7 @@ class QRNN(nn.Module):
         self, x: Tensor, state: State | None, lengths: Tensor | None
     ) -> tuple[Tensor, State]:
         layers = self._layers
-        check_input(x, layers[0].weight, self.input_size)
-        if state is not None:
-            _check_state(state, layers, x)
-        if lengths is not None:
-            lengths = check_lengths(lengths, x.shape[1], x.shape[0], x.device)
-            x = _zero_padding(x, lengths)
+        x, lengths = _check_arguments(layers, x, state, lengths)
         D = layers[0].directions
         output, states = x, []
         for n, layer in enumerate(layers):
@@ -682,7 +680,7 @@ class QRNN(nn.Module):
                 own = (state[0][n * D : (n + 1) * D], state[1][n * D : (n + 1) * D])
                 if isinstance(state, QRNNState):
                     own = QRNNState(*own, state.window[n : n + 1])
-            output, own = layer(x, own, lengths, zero_padded=True)
+            output, own = layer(x, own, lengths, checked=True)
             states.append(own)
             if n + 1 < len(layers):
                 dropped = F.dropout(output, self.dropout, self.training)

@@ -507,9 +507,9 @@ class TestLengths:
         for other in runs[1:]:
             equal(other, runs[0])
 
-    def test_padding_is_cleared_once_for_a_stack(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        cleared, clear = [], layers._zero_padding
-        monkeypatch.setattr(layers, "_zero_padding", lambda *a: cleared.append(a) or clear(*a))
+    def test_a_stack_checks_and_clears_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        cleared, clear = [], layers._check_arguments
+        monkeypatch.setattr(layers, "_check_arguments", lambda *a: cleared.append(a) or clear(*a))
         x, lengths = randn(6, 2, 3), torch.tensor([6, 3])
         x[3:, 1] = torch.nan
         rnn = make(3, 4, 3, bidirectional=True)
@@ -517,7 +517,7 @@ class TestLengths:
         assert len(cleared) == 1
         alone = rnn.layers[0](x, lengths=lengths)[0]
         assert len(cleared) == 2
-        equal(alone, rnn.layers[0](x.nan_to_num(), None, lengths, zero_padded=True)[0])
+        equal(alone, rnn.layers[0](x.nan_to_num(), None, lengths, checked=True)[0])
         assert len(cleared) == 2
 
     @pytest.mark.parametrize("name", CONFIGURATIONS)
