@@ -303,9 +303,9 @@ class QRNNLayer(nn.Module):
 def _check_arguments(
     layers: Sequence[QRNNLayer], x: Any, state: State | None, lengths: Any
 ) -> tuple[Tensor, Tensor | None]:
-    """Of a stack's forward: x (T, B, I) with zeros after each sequence's steps, and lengths.
+    """Of a stack's forward: x (T, B, I) with zeros in the padding, and lengths on its device.
 
-    The scan does not read them, but windows that look ahead and the weight's gradient do.
+    The scan does not read padding, but windows that look ahead and the weight's gradient do.
     """
     check_input(x, layers[0].weight, layers[0].input_size)
     if state is not None:
