@@ -1,7 +1,7 @@
 """Metadata of the package; the tools are set up in pyproject.toml.
 
-The ranges below are what was tested. The exact versions that experiments are reproduced with are in
-requirements.lock, which `make lock` resolves from these ranges.
+The ranges below are what is allowed; README's Limits say what was tested. The exact versions that
+experiments are reproduced with are in requirements.lock, which `make lock` resolves from these.
 """
 
 import re

@@ -61,8 +61,8 @@ State = QRNNState | tuple[Tensor, Tensor]
 def _prefers_onednn() -> bool:
     """Whether oneDNN is wanted for the gradients as well: on AMD's processors from Zen 5 on.
 
-    There MKL's products in float32 take twice oneDNN's time. On an older one of AMD's they did not,
-    and MKL was ahead in the gradients; Intel's are not measured.
+    There MKL's products in float32 take up to 2.2 times oneDNN's time. On an older one of AMD's
+    they did not, and MKL was ahead in the gradients; Intel's are not measured.
     """
     capabilities = torch.cpu.get_capabilities()
     zen5 = capabilities.get("avx512_vp2intersect")  # of AMD's the first with it
@@ -75,7 +75,7 @@ ONEDNN = _prefers_onednn()
 # costs more than moving data. Measured by `scripts/benchmark.py convolution`.
 MANY_ROWS = 256 if ONEDNN else 1024  # steps times sequences, on a CPU
 MANY_WINDOWS = 3 << 24  # elements of all windows, on a GPU
-FEW_WINDOWS = 1 << 20  # so few are kept for backward: making them again costs more than it saves
+FEW_WINDOWS = 1 << 20  # so few, a few MB, are kept for backward; not measured
 PIECE = 2048  # rows that oneDNN takes at a time for the weight's gradient, whose copies fit a cache
 # Smaller images than this torch does not give to oneDNN, and of few channels oneDNN makes little.
 LEAST_IMAGE, LEAST_CHANNELS = 20_480, 16

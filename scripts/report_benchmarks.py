@@ -55,7 +55,7 @@ def figure4(rows: Rows) -> list[Part]:
             text += f"; above the paper's number, in brackets, in {ahead} of {len(cells)} cells"
             parts.append(pivot(text, cells, ["batch"], ["length"], beside_paper(column)))
     if not beside:
-        text = "the paper's numbers, which are for a GPU and its inference: no record of a GPU yet"
+        text = "the paper's numbers, which are for a GPU and its inference"
         [_, cells], *_ = grouped(rows, "mode", "dtype")
         parts.append(pivot(text, cells, ["batch"], ["length"], number("paper_ratio", ".1f")))
     return parts
@@ -125,7 +125,7 @@ def reviews(rows: Rows) -> list[Part]:
 
 
 def start(rows: Rows) -> list[Part]:
-    text = "Perplexity in training and on validation; the last epoch at a quarter of the rate"
+    text = "Perplexity in training and on validation"
     measured = ("train_perplexity", "valid_perplexity")
     shown = [row | {name: f"{row[name]:.1f}" for name in measured} for row in rows]
     return [flat(text, shown, ["weights", "forget_bias", "epoch", *measured])]

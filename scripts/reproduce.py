@@ -6,8 +6,8 @@ finished is not repeated, what was interrupted goes on: start it again after any
 fails stops only those that need it.
 
     full   the configs as they are: the paper's models; the default where there is a GPU
-    cpu    smaller ones, or fewer epochs, an hour or so each: the rows *-cpu; the default without
-           a GPU
+    cpu    smaller ones, or fewer epochs, 20 minutes to two hours each: the rows *-cpu; the default
+           without a GPU
     quick  tiny ones on generated samples, into runs/quick: minutes
 
 Each step is a command with a log of its own beside its run. Every GPU takes one at a time; without
@@ -50,7 +50,7 @@ VECTORS = {"full": GLOVE, "cpu": vectors.WORD2VEC_NAME}
 class Row(NamedTuple):
     """A row of a table.
 
-    hours: of training on a CPU, from the costs in the config's header and its epochs.
+    hours: of training on a CPU, roughly: from records, or from the config's cost and its epochs.
     gigabytes: of its run, computed: parameters, as often as checkpoints, what the optimiser keeps,
     best.th and the archive hold them. None where it is not known.
     needs: runs that come before it. In them, in the name and in the overrides stand {runs} for the
@@ -466,7 +466,7 @@ def without_unused(steps: Sequence[Step]) -> list[Step]:
 
 
 def data_steps(options: Options) -> list[Step]:
-    """Sizes and times without a download are those in data/README.md."""
+    """Sizes and times are without the download."""
     mirror = ("--mirror", options.mirror) if options.mirror else ()
     found = []
     for name, minutes, gigabytes in (("imdb", 2, 0.22), ("ptb", 0.1, 0.01), ("iwslt", 0.5, 0.06)):

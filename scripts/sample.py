@@ -7,8 +7,8 @@ always the same ones.
 Each mixes opinions in favour and against with neutral filler, and its label is its verdict: the
 one opinion that begins with "But". The opinions before it agree with it 60 % of the time, and a
 fifth of all are negated ("not good", "far from dull"), so that neither the words nor their nearest
-neighbours settle it. On the words, lower-cased, logistic regression gets 71 % of the test
-reviews right, on words and pairs of words 75 %; order and negation give the rest.
+neighbours settle it. On the words, lower-cased, logistic regression gets 72 % of the test
+reviews right, on words and pairs of words 76 %; order and negation give the rest.
 """
 
 import random

@@ -35,7 +35,7 @@ TORCH = ((2, 11), (2, 14))  # allowed from the first up to, but not including, t
 def mend() -> None:
     """Makes `import allennlp` and all its submodules work; to be called before the first of them.
 
-    Raises ImportError for versions of allennlp and torch that this file was not tested with.
+    Raises ImportError for other versions of allennlp and torch than are allowed.
     """
     _check_versions()
     _mend_torchvision()

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 JOEYNMT = "2.3.0"
-TORCH = ((2, 11), (2, 14))  # tested from the first up to, but not including, the second
+TORCH = ((2, 11), (2, 14))  # allowed from the first up to, but not including, the second
 OURS = "qrnn"  # in a config: the type of an encoder and of a decoder, and beam_ranking
 LOGGER = "joeynmt.qrnn"  # only loggers below joeynmt get its train.log
 CONFIG_ONLY = ("type", "embeddings")  # options that our classes do not see
@@ -40,7 +40,7 @@ def extend() -> None:
       command is what is run: joeynmt itself sets it when they are drawn already.
     - `scheduling: "plateau"` works: torch 2.7 took the option `verbose` from the scheduler.
 
-    Raises ImportError for versions of joeynmt and torch that this file was not tested with.
+    Raises ImportError for other versions of joeynmt and torch than are allowed.
     """
     _check_versions()
     from joeynmt import builders, config, datasets, model

@@ -2,7 +2,7 @@
 
 A thread walks the time steps of some (sequence, direction) rows; its inner loop runs over
 channels without branches, so that LLVM turns it into vector instructions. That is why exp is
-written out here: a call into libm would stop it, and make the scan ten times slower.
+written out here: a call into libm would stop it, and make the scan several times slower.
 
 Threads are plain ones around kernels that release the GIL, as many as torch uses: numba's own
 threading layers abort the process when two Python threads enter them at once.

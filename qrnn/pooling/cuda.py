@@ -34,7 +34,7 @@ WARPS = {  # that fill a multiprocessor: as many as pooling.cu's BOUNDS leave re
 }
 PAIRS_WARPS = {**WARPS, "pool_backward": 24}
 # Warps per multiprocessor from which on a lane takes a pair of channels: with fewer, one channel a
-# lane is more parallel. These and all numbers below are what was best on an H100.
+# lane is more parallel. These numbers and those up to MOST_WINDOW are what was best on an H100.
 PAIRS_FROM = {
     "pool_forward": 24,
     "pool_backward": 12,
@@ -45,7 +45,7 @@ FEWEST_TILES = 4  # fewer do not make up for what it costs to hand the state on 
 # Tiles after which a block hands its state on: about as many steps (of LANES columns) as the memory
 # moves meanwhile.
 WINDOW_STEPS, MOST_WINDOW = 6_000, 32
-SLIDING_WARPS = 8  # of a block that moves the convolution's windows
+SLIDING_WARPS = 8  # of a block that moves the convolution's windows; not tuned
 
 SHAPE = np.dtype(
     [(name, np.int64) for name in ("T", "B", "D", "H", "columns")]

@@ -266,8 +266,8 @@ def _linear_recurrence_backward_fake(
 def _differentiable(name: str, function: type[torch.autograd.Function]) -> None:
     """Makes `function` the operator's autograd formula.
 
-    As torch.library.register_autograd does, in half the time per call: for a short sequence on a
-    GPU that is most of the time there is.
+    As torch.library.register_autograd does, in less time per call: for a short sequence on a GPU
+    such time is most of what there is.
     """
     operator = getattr(torch.ops.qrnn, name).default
 
