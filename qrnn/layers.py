@@ -353,11 +353,6 @@ def _convolve(
     return F.linear(operator.windows(x, k, before, after), weight, bias)
 
 
-def _are_few(x: Tensor, k: int, before: int, after: int) -> bool:
-    T, B, I = x.shape
-    return (T + before + after - k + 1) * B * k * I <= FEW_WINDOWS
-
-
 def _pad(x: Tensor, before: int, after: int) -> Tensor:
     return F.pad(x, (0, 0, 0, 0, before, after)) if before or after else x
 
@@ -385,13 +380,16 @@ class _Convolution(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Any, *sizes: int) -> Tensor:
-        ctx.sizes, windows = sizes, None
-        if ctx.needs_input_grad[1] and not _is_much(x, *sizes) and _are_few(x, *sizes):
+        ctx.sizes, kept = sizes, None
+        if _is_much(x, *sizes):
+            gates = _convolve(x, weight, bias, *sizes)
+        else:
             windows = operator.windows(x, *sizes)
-        ctx.save_for_backward(x, weight, windows)
-        if windows is not None:
-            return F.linear(windows, weight, bias)
-        return _convolve(x, weight, bias, *sizes)
+            gates = F.linear(windows, weight, bias)
+            if ctx.needs_input_grad[1] and windows.numel() <= FEW_WINDOWS:
+                kept = windows
+        ctx.save_for_backward(x, weight, kept)
+        return gates
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:

@@ -250,7 +250,8 @@ def _backward(
                     grad_z[j] = g * update * (one - z * z)
                     grad_f[j] = g * (c_before[j] - z) * slope
                 grad_c[j] = g * (one - update)
-            grad_last[:] = zero
+            if s == length - 1:
+                grad_last[:] = zero
         grad_c0[d, b, j0:j1] = grad_c
         first, last = rows[d], rows[d] + length
         for row in range(len(gates)):
