@@ -11,7 +11,7 @@ endif
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
 
-install: .venv/installed  ## set up .venv, PYTHON=python3 (Python 3.11 or 3.12)
+install: .venv/installed  ## set up .venv, PYTHON=python3 (Python 3.11, 3.12 or 3.13)
 
 quick: install  ## the main job on small generated data, on CPU, within 10 minutes
 	.venv/bin/python scripts/quick.py
@@ -67,15 +67,15 @@ report: install  ## render the tables of README.md and reports/ from reports/res
 	.venv/bin/python scripts/report.py
 
 wheelhouse: install  ## wheels for a machine without network: PYTHON=3.12, HAVE=its pip freeze, SPLIT=MiB
-	.venv/bin/python scripts/wheelhouse.py $(if $(filter %3.11 %3.12,$(PYTHON)),--python "$(PYTHON)") \
+	.venv/bin/python scripts/wheelhouse.py $(if $(filter %3.11 %3.12 %3.13,$(PYTHON)),--python "$(PYTHON)") \
 	  $(if $(EXTRAS),--extras "$(EXTRAS)") $(if $(HAVE),--have "$(HAVE)") $(if $(SPLIT),--split "$(SPLIT)")
 
 # An interrupted installation is repeated from scratch: pip would take what is half there for done.
 # --no-warn-conflicts: allennlp's metadata wants torch < 1.13 and other old versions, see setup.py.
 .venv/installed: requirements.lock setup.py $(wildcard qrnn/startup/qrnn_startup.*)
 	@if [ -e .venv/unfinished ]; then rm -rf .venv; fi
-	@[ -e .venv ] || "$(PYTHON)" -c 'import sys; sys.exit(sys.version_info[:2] not in [(3, 11), (3, 12)])' || \
-	  { echo "qrnn needs Python 3.11 or 3.12, but $(PYTHON) is $$("$(PYTHON)" --version 2>&1)." \
+	@[ -e .venv ] || "$(PYTHON)" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || \
+	  { echo "the experiments need Python 3.11, 3.12 or 3.13, but $(PYTHON) is $$("$(PYTHON)" --version 2>&1)." \
 	    "Name another one: make install PYTHON=python3.11" >&2; exit 1; }
 	@mkdir -p .venv && touch .venv/unfinished
 	@[ -e .venv/bin/python ] || "$(PYTHON)" -m venv .venv
@@ -86,17 +86,19 @@ wheelhouse: install  ## wheels for a machine without network: PYTHON=3.12, HAVE=
 
 # Chosen among the tested versions, the rest is the newest. A torch that is not named exactly may
 # pull another build; transformers 4.49 is the last one with all that allennlp imports; protobuf
-# because joeynmt, which shares the environment, wants < 3.21.
+# because joeynmt, which shares the environment, wants < 3.21. No onnx for Python 3.13 can do with
+# that protobuf.
 CHOSEN = torch==2.13.0 transformers==4.49.0 protobuf==3.20.3
 
 lock:  ## resolve the version ranges in setup.py anew, into requirements.lock
 	@venv=$$(mktemp -d) && trap 'rm -rf "$$venv"' EXIT && "$(PYTHON)" -m venv "$$venv" && \
 	"$$venv/bin/python" -m pip install $(CHOSEN) '.[allennlp,cpu,docs,joeynmt,onnx,scripts,test]' && \
 	"$$venv/bin/python" -m pip freeze --all --exclude pip --exclude qrnn > "$$venv/frozen" && \
-	{ echo '# The exact versions that experiments are reproduced with, for Python 3.11 and 3.12.' && \
+	{ echo '# The exact versions that experiments are reproduced with, for Python 3.11 to 3.13.' && \
 	  echo '# Made by `make lock` from the ranges in setup.py: do not edit. allennlp itself is not here' && \
 	  echo '# (see setup.py), nor are the CUDA packages that torch brings where it has them.' && \
-	  sed -e '/^nvidia-/d' -e '/^cuda-/d' -e '/^triton==/d' -e '/^torch==/s/+.*//' "$$venv/frozen"; \
+	  sed -e '/^nvidia-/d' -e '/^cuda-/d' -e '/^triton==/d' -e '/^torch==/s/+.*//' \
+	    -e '/^onnx/s/$$/; python_version < "3.13"/' "$$venv/frozen"; \
 	} > "$$venv/lock" && mv "$$venv/lock" requirements.lock
 
 clean:  ## remove what builds and tools leave behind; keeps .venv, data and runs

@@ -21,7 +21,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name, parse_wheel_filename
 
-PYTHONS = ("3.11", "3.12")
+PYTHONS = ("3.11", "3.12", "3.13")
 EXTRAS = ("allennlp", "joeynmt", "scripts", "cpu", "test")  # of setup.py
 # joeynmt wants some of them, and nothing imports them
 LINTERS = {"flake8", "isort", "mypy", "pylint", "ruff", "yapf"}

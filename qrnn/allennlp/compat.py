@@ -28,7 +28,7 @@ import numpy
 import torch
 
 ALLENNLP = "2.10.1"
-TORCH = ((2, 11), (2, 14))  # allowed from the first up to, but not including, the second
+TORCH = ((2, 11), (2, 16))  # allowed from the first up to, but not including, the second
 
 
 @functools.cache

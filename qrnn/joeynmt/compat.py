@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 JOEYNMT = "2.3.0"
-TORCH = ((2, 11), (2, 14))  # allowed from the first up to, but not including, the second
+TORCH = ((2, 11), (2, 16))  # allowed from the first up to, but not including, the second
 OURS = "qrnn"  # in a config: the type of an encoder and of a decoder, and beam_ranking
 LOGGER = "joeynmt.qrnn"  # only loggers below joeynmt get its train.log
 CONFIG_ONLY = ("type", "embeddings")  # options that our classes do not see
