@@ -19,6 +19,7 @@ import numpy as np
 import oracle
 import pytest
 import torch
+from benchmark import composed
 from torch.utils.checkpoint import checkpoint
 
 from qrnn import QRNN, QRNNLayer, layers
@@ -272,6 +273,29 @@ def test_a_layer_is_few_kernels(on_host):
     assert run(backward=False) == (["windows", "pool_forward"], ["addmm", "copy_"])
     own = ["windows", "pool_forward", "pool_backward", "windows_backward"]
     assert run(backward=True) == (own, ["addmm", "copy_", "mm", "mm", "sum"])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("few", [0, layers.FEW_WINDOWS])
+def test_a_layer_holds_less_memory_than_torchqrnns(on_host, monkeypatch, dtype, few):
+    monkeypatch.setattr(layers, "FEW_WINDOWS", few)
+    torch.use_deterministic_algorithms(False)
+    layer = QRNNLayer(32, 32, dtype=dtype)
+    x, grad = torch.randn(2, 200, 20, 32).to(dtype)
+    leaves = (x.requires_grad_(), *layer.parameters())
+
+    def peak(function):
+        """As a multiple of the output's size, all that forward and backward hold at once."""
+        with torch.profiler.profile(profile_memory=True) as profiler:
+            output = function(x)
+            torch.autograd.grad(output, leaves, grad)
+        changes = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
+        changes.sort(key=lambda event: event.start_ns())
+        return max(itertools.accumulate(event.nbytes() for event in changes)) / output.nbytes
+
+    ours, torchqrnns = peak(lambda x: layer(x)[0]), peak(composed(layer))
+    # the output, gates and their gradient, and cells; the weight's gradient comes on top
+    assert 8 < ours < (10 if few else 8) + 0.5 < torchqrnns
 
 
 @pytest.mark.parametrize("bidirectional", [False, True])
