@@ -17,7 +17,6 @@ from qrnn.functional import (
     check_lengths,
     check_like,
     check_probability,
-    pool,
 )
 from qrnn.layers import QRNNLayer, check_dropout, check_flag, check_index, check_input, check_size
 from qrnn.pooling.reference import GATES
@@ -258,14 +257,7 @@ class QRNNDecoder(nn.Module):
                 o = gates[..., 2 * H : 3 * H].sigmoid()
                 # opens the output gate, so that the pooling returns its cells
                 gates[..., 2 * H : 3 * H] = torch.inf
-            x, _, c_n = pool(
-                layer.pooling,
-                gates,
-                state.c[n : n + 1],
-                zoneout=layer.zoneout,
-                zoneout_eval=layer.zoneout_eval,
-                training=layer.training,
-            )
+            x, _, c_n = layer.pool(gates, state.c[n : n + 1])
             cells.append(c_n)
         memory_BSM = memory if flip else memory.transpose(0, 1)
         output, alpha_BTS = self._attend(x, memory_BSM, memory_lengths)

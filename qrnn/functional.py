@@ -143,10 +143,27 @@ def pool(
     check(N % (D * G) == 0, "gates", f"a last dimension divisible by {D * G}", tuple(gates.shape))
     if c0 is not None:
         check_like("c0", c0, (D, B, N // (D * G)), gates, cast=autocasts(gates.device))
-        c0 = c0.to(gates.dtype)
     if lengths is not None:
         lengths = check_lengths(lengths, B, T, gates.device)
+    return pool_checked(
+        pooling, gates, c0, lengths, direction, zoneout, zoneout_eval, training, shift
+    )
 
+
+def pool_checked(
+    pooling: str,
+    gates: Tensor,
+    c0: Tensor | None,
+    lengths: Tensor | None,
+    direction: str,
+    zoneout: float,
+    zoneout_eval: str,
+    training: bool,
+    shift: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`pool` of what is known to be right; lengths are int64, on the device of the gates."""
+    if c0 is not None:
+        c0 = c0.to(gates.dtype)
     seed = None
     if zoneout and training:
         seed = torch.randint(2**63 - 1, (), dtype=torch.int64, device=gates.device)

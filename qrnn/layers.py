@@ -23,7 +23,7 @@ from qrnn.functional import (
     check_like,
     check_number,
     check_probability,
-    pool,
+    pool_checked,
 )
 from qrnn.pooling import operator
 from qrnn.pooling.reference import GATES
@@ -247,6 +247,22 @@ class QRNNLayer(nn.Module):
             return _Convolution.apply(inputs, weight, bias, *sizes), x
         return _convolve(inputs, weight, bias, *sizes), x
 
+    def pool(
+        self, gates: Tensor, c0: Tensor | None, lengths: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """`functional.pool` of what `convolve` returns, by the layer's options. Not checked."""
+        return pool_checked(
+            self.pooling,
+            gates,
+            c0,
+            lengths,
+            "both" if self.bidirectional else "forward",
+            self.zoneout,
+            self.zoneout_eval,
+            self.training,
+            self.shift,
+        )
+
     def check_streaming(self) -> None:
         """Raises ValueError unless the layer runs from left to right only."""
         if self.bidirectional or not (self.masked or self.kernel_size == 1):
@@ -275,17 +291,7 @@ class QRNNLayer(nn.Module):
         T, B, _ = x.shape
         window = state.window[0].to(x.dtype) if isinstance(state, QRNNState) else None
         gates, extended = self.convolve(x, window)
-        output, h_n, c_n = pool(
-            self.pooling,
-            gates,
-            None if state is None else state[1],
-            lengths=lengths,
-            direction="both" if self.bidirectional else "forward",
-            zoneout=self.zoneout,
-            zoneout_eval=self.zoneout_eval,
-            training=self.training,
-            shift=self.shift,
-        )
+        output, h_n, c_n = self.pool(gates, None if state is None else state[1], lengths)
         if state is not None and (lengths is not None or not T):
             h0 = state[0].to(h_n.dtype)  # the output of a sequence of no steps
             h_n = h0.clone() if lengths is None else h_n.where((lengths > 0)[:, None], h0)
@@ -506,8 +512,9 @@ def _check_state(state: object, layers: Sequence[QRNNLayer], x: Tensor) -> None:
         for n, layer in enumerate(layers):
             shape = (layer.kernel_size - 1, B, layer.input_size)
             named.append((f"state window[{n}]", state.window[n], shape))
+    cast = autocasts(x.device)
     for name, value, shape in named:
-        check_like(name, value, shape, x, cast=autocasts(x.device))
+        check_like(name, value, shape, x, cast)
 
 
 class QRNN(nn.Module):

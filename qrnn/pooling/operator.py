@@ -139,11 +139,11 @@ def _is_eager(*values: Any) -> bool:
 
 def _is_plain(*values: Any) -> bool:
     """`_is_eager`, or would be without the profiler."""
-    if torch.compiler.is_compiling() or values[0].device.type not in BACKENDS:
+    if torch.compiler.is_compiling() or (device := values[0].device.type) not in BACKENDS:
         return False
     if torch._C._get_tracing_state() or torch._C._len_torch_dispatch_stack() or _has_transforms():
         return False
-    plain = _plain_keys(values[0].device.type)
+    plain = _plain_keys(device)
     for value in values:
         if (
             type(value) not in OPTIONS
