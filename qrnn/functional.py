@@ -37,6 +37,13 @@ def check_probability(argument: str, value: float) -> None:
     check(0 <= value <= 1, argument, "a probability from 0 to 1", value)
 
 
+def check_options(pooling: object, zoneout: float, zoneout_eval: object) -> None:
+    """Those of `pool` that are a layer's as well, whose attributes may have been set since."""
+    check_choice("pooling", pooling, GATES)
+    check_probability("zoneout", zoneout)
+    check_choice("zoneout_eval", zoneout_eval, ZONEOUT_EVAL)
+
+
 def check_floating(argument: str, value: object) -> None:
     if not isinstance(value, Tensor):
         raise TypeError(f"{argument}: expected a Tensor, got {type(value).__name__}")
@@ -127,10 +134,8 @@ def pool(
     Raises:
         ValueError, TypeError: for an argument of the wrong shape, dtype, device or value.
     """
-    check_choice("pooling", pooling, GATES)
+    check_options(pooling, zoneout, zoneout_eval)
     check_choice("direction", direction, DIRECTIONS)
-    check_choice("zoneout_eval", zoneout_eval, ZONEOUT_EVAL)
-    check_probability("zoneout", zoneout)
     check_floating("gates", gates)
     check(gates.dim() == 3, "gates", "3 dimensions (T, B, D * G * H)", tuple(gates.shape))
     rows, B, N = gates.shape

@@ -14,14 +14,13 @@ from torch.nn.grad import conv2d_weight
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from qrnn.functional import (
-    ZONEOUT_EVAL,
     autocasts,
     check,
-    check_choice,
     check_floating,
     check_lengths,
     check_like,
     check_number,
+    check_options,
     check_probability,
     pool_checked,
 )
@@ -154,10 +153,8 @@ class QRNNLayer(nn.Module):
         check_flag("bias", bias)
         check_flag("bidirectional", bidirectional)
         check_size("kernel_size", kernel_size)
-        check_choice("pooling", pooling, GATES)
+        check_options(pooling, zoneout, zoneout_eval)
         check_flag("masked", masked)
-        check_probability("zoneout", zoneout)
-        check_choice("zoneout_eval", zoneout_eval, ZONEOUT_EVAL)
         check_probability("weight_dropout", weight_dropout)
         check_number("forget_bias", forget_bias)
         check(abs(forget_bias) < torch.inf, "forget_bias", "a finite number", forget_bias)
@@ -250,7 +247,8 @@ class QRNNLayer(nn.Module):
     def pool(
         self, gates: Tensor, c0: Tensor | None, lengths: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """`functional.pool` of what `convolve` returns, by the layer's options. Not checked."""
+        """`functional.pool` of what `convolve` returns; checks the layer's options alone."""
+        check_options(self.pooling, self.zoneout, self.zoneout_eval)
         return pool_checked(
             self.pooling,
             gates,

@@ -1589,6 +1589,16 @@ def test_pieces_need_a_layer_from_left_to_right(
 
 
 @pytest.mark.parametrize(
+    ("name", "value"), [("pooling", "of"), ("zoneout", 1.5), ("zoneout_eval", "avg")]
+)
+def test_an_option_that_is_set_later_is_checked(name: str, value: object) -> None:
+    rnn = QRNN(3, 4)
+    setattr(rnn.layers[0], name, value)
+    with pytest.raises(ValueError, match=rf"^{name}: .* got '?{value}"):
+        rnn(torch.randn(5, 2, 3))
+
+
+@pytest.mark.parametrize(
     ("own", "error", "got"),
     [
         (state((1, 2, 4), (1, 2, 4), dtype=torch.int64), TypeError, "int64"),
