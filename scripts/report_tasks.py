@@ -2,11 +2,13 @@
 
 import math
 import statistics
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from string import ascii_lowercase
 from typing import Any, NamedTuple
 
 import report_plots
-from report_page import Figure, Line, Mark, Paragraph, Part, Section, Table, seeds
+from report_page import Figure, Items, Line, Mark, Paragraph, Part, Section, Table, seeds
 
 Record = dict[str, Any]
 Records = Mapping[str, Record]
@@ -210,6 +212,9 @@ def text_seconds(runs: Runs) -> str:
     return f"{statistics.fmean(spent):,.0f}"
 
 
+SHORT = 70  # characters: what is no longer stands in each row that it is said of
+
+
 class Column(NamedTuple):
     """cell: our value; published: what follows it in brackets, unless the row is a changed one."""
 
@@ -220,12 +225,18 @@ class Column(NamedTuple):
 
 def table(
     experiment: str, caption: str, found: Records, test: Column, columns: Sequence[Column]
-) -> Table:
-    """A line for each row that has runs, and for each published one that has none of its own."""
+) -> list[Part]:
+    """A line for each row that has runs, and for each published one that has none of its own.
+
+    What is said of several of them in more than a few words stands once, below.
+    """
     published, runs = PUBLISHED[experiment], runs_of(experiment, found)
     head = ["row", test.title, "paper", "replication", *(column.title for column in columns)]
     head += ["model, or what is changed of it", "record, device"]
     lines: list[list[str | Line]] = []
+    told_of = Counter(part for own in runs for part in deviations(own))
+    often = [part for part, count in told_of.items() if count > 1 and len(part) > SHORT]
+    notes = {part: f"note {letter}" for part, letter in zip(often, ascii_lowercase, strict=False)}
 
     def line(row: str, told: Published, own: Runs | None) -> None:
         made = own.records if own else {}
@@ -235,8 +246,9 @@ def table(
         brackets = [c.published(told) if row in published else "" for c in columns]
         values = [c.cell(own) if own else "-" for c in columns]
         cells += [f"{v} ({b})" if b else v for v, b in zip(values, brackets, strict=True)]
-        about = ((told.model,) if row in published else ()) + (deviations(own) if own else ())
-        lines.append([*cells, about, (*seeds(made), *devices) or "-"])
+        about = [told.model] if row in published else []
+        about += [notes.get(part, part) for part in (deviations(own) if own else ())]
+        lines.append([*cells, tuple(about), (*seeds(made), *devices) or "-"])
 
     for base, told in published.items():
         group = [own for own in runs if own.base == base]
@@ -247,7 +259,8 @@ def table(
     for own in runs:
         if own.base not in published:
             line(own.row, Published(""), own)
-    return Table(caption, head, lines)
+    below = Items(tuple((f"{note}: {part}",) for part, note in notes.items()))
+    return [Table(caption, head, lines), *([below] if notes else [])]
 
 
 def labelled(
@@ -303,7 +316,7 @@ def imdb(found: Records) -> Section:
         [(91.4, "paper, k2, on test"), (88.36, "replication, k2, on test")],
     )
     parts = [
-        table("imdb", caption, found, test, columns),
+        *table("imdb", caption, found, test, columns),
         *learning("imdb", "Accuracy on dev by epoch", "epoch", [panel], found),
     ]
     return Section("imdb", "IMDb sentiment, accuracy in %", parts)
@@ -322,7 +335,7 @@ def imdb_lm(found: Records) -> Section:
         Column("epochs", epochs),
         Column("seconds an epoch", epoch_seconds),
     ]
-    parts = [table("imdb-lm", caption, found, dev, columns)]
+    parts = table("imdb-lm", caption, found, dev, columns)
     return Section("imdb-lm", "Language models of IMDb's reviews", parts)
 
 
@@ -349,7 +362,7 @@ def ptb(found: Records) -> Section:
         ticks=(60, 80, 100, 150, 200, 300, 500),
     )
     parts = [
-        table("ptb", caption, found, test, columns),
+        *table("ptb", caption, found, test, columns),
         *learning("ptb", "Perplexity on validation by epoch", "epoch", [panel], found),
     ]
     return Section("ptb", "Penn Treebank, perplexity of a word", parts)
@@ -396,7 +409,7 @@ def iwslt(found: Records) -> Section:
         "gets through in a second."
     )
     parts = [
-        table("iwslt", caption, found, test, columns),
+        *table("iwslt", caption, found, test, columns),
         Paragraph((explained,)),
         *learning("iwslt", curves, "million characters seen", panels, found),
         *(attention(own) for own in runs),
@@ -446,8 +459,9 @@ TASKS = {
 
 def overview(found: Records) -> Section:
     """For each task the paper's model and our other QRNNs, of each what is best on dev."""
-    head = ["task", "here", "paper", "replication", "row", "what is not as published", "record"]
+    head = ["task", "here", "paper", "replication", "row", "note"]
     lines: list[list[str | Line]] = []
+    notes: list[Line] = []
     for experiment, task in TASKS.items():
 
         def on_dev(runs: Runs, task: Task = task) -> tuple[bool, float, int]:
@@ -463,26 +477,29 @@ def overview(found: Records) -> Section:
         same = max((r for r in all_runs if r.base == task.row), key=on_dev, default=None)
         other = max((r for r in all_runs if r.base != task.row), key=on_dev, default=None)
         if same is None:
-            lines.append([task.title, "-", paper, replication, (MISSING,), "-", "-"])
+            lines.append([task.title, "-", paper, replication, (MISSING,), "-"])
         for runs in (same, other):
             if runs is None:
                 continue
             here = metric(runs, task.test, task.digits, abs(task.scale))
             published = rows.get(runs.base, Published(""))
             own = bool(published.model) and not published.is_result
-            another = (published.model,) if own else ()
-            about = (*another, *deviations(runs)) or ("nothing",)
+            about = ((published.model,) if own else ()) + deviations(runs)
             row: Line = (runs.row, *marks(runs))
             told = published.paper or paper
-            record = tuple(seeds(runs.records))
-            lines.append([task.title, here, told, replication, row, about, record])
+            note = str(len(notes) + 1)
+            lines.append([task.title, here, told, replication, row, note])
+            of = [piece for link in seeds(runs.records) for piece in (", ", link)][1:]
+            notes.append((f"{note}: {'; '.join(about) or 'as published'} (", *of, ")"))
     caption = (
-        "On test. For each task the paper's QRNN and, where there are any, the best of our other "
-        "QRNNs; of several rows the one that is best on the development part. Beside it the "
-        "paper's number (Bradbury et al. 2016), of that model where it has one, and the best of "
-        "its replication (Girrbach 2020)"
+        "On test, beside the paper (Bradbury et al. 2016) and its replication (Girrbach 2020). For "
+        "each task the paper's QRNN, and the best of our others; both chosen on the development "
+        "part. Notes say what is not as published, and link to the records"
     )
-    return Section("overview", "Measured so far", [Table(caption, head, lines)])
+    parts: list[Part] = [Table(caption, head, lines)]
+    if notes:
+        parts.append(Items(tuple(notes)))
+    return Section("overview", "Measured so far", parts)
 
 
 def summary(found: Records) -> str:

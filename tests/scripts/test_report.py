@@ -186,15 +186,25 @@ def test_the_overview_has_of_each_task_the_row_that_is_best_on_dev(project):
     records.write(records.RESULTS, RECORD | {"row": "best-small"})
     records.write(records.RESULTS, LANGUAGE)
     readme, page = rendered(project)
-    row = (
-        "| IMDb, accuracy in % | 50.00 | 91.4 | 88.36 | k2; official data; as published | nothing |"
-    )
-    assert row in readme and row in page
+    row = "| IMDb, accuracy in % | 50.00 | 91.4 | 88.36 | k2; official data; as published | 1 |"
+    note = "- 1: as published ([seed 1]("
+    assert row in readme and row in page and note in readme and note in page
     assert "| IMDb, accuracy in % | 87.12 | 91.4 | 88.36 | best-small; " in readme
     pooled = report_tasks.IMDB["pooled"].model  # as row best was, before the name changed hands
-    assert f"; changed | {pooled}; 5,000" in readme
+    assert "; changed | 2 |" in readme and f"\n- 2: {pooled}; 5,000" in readme
     assert "| Penn Treebank, perplexity | 117.9 | 78.3 | 108.86 | zoneout-small; " in readme
-    assert "| IWSLT German-English, BLEU | - | 19.41 | 12.34 | no record yet | - | - |" in readme
+    assert "| IWSLT German-English, BLEU | - | 19.41 | 12.34 | no record yet | - |" in readme
+
+
+def test_what_is_said_of_several_rows_at_length_stands_once_below(project):
+    long, short = "trained with what takes more than a line of this table to tell of", "2 epochs"
+    for row in ("k2-a", "k2-b"):
+        records.write(records.RESULTS, FULL | {"row": row, "note": f"{long}, and more; {short}"})
+    _, page = rendered(project)
+    assert page.count(f"\n- note a: {long}, and more\n") == 1
+    for row in ("k2-a", "k2-b"):
+        [line] = [line for line in page.splitlines() if line.startswith(f"| {row}; ")]
+        assert f"| note a; {short} |" in line and long not in line
 
 
 def test_data_that_is_not_official_says_so(project):
@@ -519,6 +529,9 @@ def test_every_number_of_the_page_links_to_its_record(pages, kind):
         for row in page.all("tr", inside=table)[1:]:
             measured = page.all("td", inside=row)[0]["text"]  # the first column is ours, on test
             assert (measured == "-") == ("no record yet" in row["text"])
+            if measured != "-" and not page.all("a", inside=row):  # in the overview a note has them
+                number = page.all("td", inside=row)[-1]["text"]
+                [row] = [e for e in page.all("li") if e["text"].startswith(f"{number}: ")]
             assert bool(page.all("a", inside=row)) == (measured != "-")
             numbers += measured != "-"
     assert numbers >= 5
@@ -528,7 +541,7 @@ def test_every_number_of_the_page_links_to_its_record(pages, kind):
 
 def test_what_a_record_says_is_no_html(pages):
     page = Reader(pages["made-up"].read_text(encoding="utf-8"))
-    told = [e for e in page.all("td") if "<script>alert(1)" in e["text"]]
+    told = [e for e in page.all("td", "li") if "<script>alert(1)" in e["text"]]
     assert len(told) == 4  # a note, in the overview too, a note on data, and a device
     assert HOSTILE in told[0]["text"] and not page.all("script")
 
