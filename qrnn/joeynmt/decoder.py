@@ -12,7 +12,7 @@ from joeynmt.helpers import freeze_params
 from torch import Tensor, nn
 
 from qrnn.decoder import DecoderState, QRNNDecoder
-from qrnn.functional import check
+from qrnn.functional import check, check_probability
 from qrnn.joeynmt.encoder import QRNNEncoder, check_flags
 
 ATTENTION = "qrnn-dot"
@@ -69,6 +69,9 @@ class QRNNAttentionDecoder(RecurrentDecoder):
         layers = encoder.num_layers
         check(num_layers == layers, "num_layers", f"{layers}, as in the encoder", num_layers)
         check_flags(bias=bias, freeze=freeze)
+        check_probability("dropout", dropout)
+        check_probability("embeddings: dropout", emb_dropout)  # the same where it is not given
+        check_probability("hidden_dropout", hidden_dropout)
         self.emb_dropout = nn.Dropout(emb_dropout)
         self.hidden_dropout = nn.Dropout(hidden_dropout)
         # no name in here may contain "rnn": joeynmt's initializer would look for an nn.GRU

@@ -10,6 +10,7 @@ from joeynmt.encoders import Encoder
 from joeynmt.helpers import freeze_params
 from torch import Tensor, nn
 
+from qrnn.functional import check_probability
 from qrnn.layers import QRNN
 
 
@@ -64,6 +65,8 @@ class QRNNEncoder(Encoder):
             reverse_source=reverse_source,
             freeze=freeze,
         )
+        check_probability("dropout", dropout)
+        check_probability("embeddings: dropout", emb_dropout)  # the same where it is not given
         self.emb_dropout = nn.Dropout(emb_dropout)
         # no name in here may contain "rnn": joeynmt's initializer would look for an nn.GRU
         self.stack = QRNN(

@@ -14,7 +14,8 @@ EXTRA = 5  # symbols that a translation may be longer than its source before not
 class Alpha(float):
     """The exponent of a length penalty for joeynmt, but the alpha of equation 9 for beam_search.
 
-    joeynmt hands beam_alpha through to its search, and nothing of its own invention.
+    joeynmt hands beam_alpha through to its search, and nothing of its own invention. Its Python
+    functions need an Alpha as well: as beam_alpha a plain number is joeynmt's length penalty.
     """
 
     def __new__(cls, alpha: float) -> "Alpha":

@@ -7,15 +7,20 @@ is replaced after every validation as a whole, has all that training depends on.
 import os
 import signal
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 from joeynmt.config import ConfigurationError, TrainConfig
+from joeynmt.helpers import symlink_update
 from joeynmt.helpers_for_ddp import use_ddp
 from joeynmt.training import TrainManager
 
 from qrnn.randomness import random_state, set_random_state
+
+# of what _keep writes, beside joeynmt's own
+KEPT = {"is_min_lr", "batches", "random", "random_of_epoch", "validations", "best_state"}
 
 
 class ResumableConfig(TrainConfig):
@@ -40,14 +45,16 @@ class ResumableConfig(TrainConfig):
 class ResumableTraining(TrainManager):
     """joeynmt's training, which goes on from `state_file` where that exists.
 
-    What it ends with is what it would have ended with undisturbed, on the same device. The file is
-    a checkpoint of joeynmt's, and has besides: `batches` of the epoch that are behind it, the state
-    of the `random` number generators, the lines of validations.txt, and `best_state`, the weights
-    that were best on dev (None before there are any). Ctrl-C ends the process.
+    What it ends with is what it would have ended with undisturbed, on the same device; the folder
+    model_dir is another one, or one that joeynmt may empty (`overwrite: True`), and has of the
+    earlier checkpoints the best alone, as weights. The file is a checkpoint of joeynmt's, and has
+    besides: `batches` of the epoch that are behind it, the state of the `random` number generators,
+    now and when the epoch began, the lines of validations.txt, and `best_state`, the weights that
+    were best on dev (None before there are any). Ctrl-C ends the process.
 
     Raises:
-        ConfigurationError: for several processes, and for a file in model_dir, which joeynmt
-            empties.
+        ConfigurationError: for several processes, for a file in model_dir, which joeynmt empties,
+            and for one that is no such file, or of another training than the config's.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -55,10 +62,11 @@ class ResumableTraining(TrainManager):
         self.file = self.args.state_file
         if use_ddp():
             raise ConfigurationError("training: state_file is for training in one process")
-        if self.model_dir.absolute() in self.file.absolute().parents:
-            raise ConfigurationError(
-                f"training: state_file: expected a place outside of model_dir {self.model_dir}, "
-                f"which is emptied when training starts, got {self.file}"
+        place = self.file.resolve()
+        if self.model_dir.resolve() in (place, *place.parents):
+            raise self.wrong(
+                f"a place outside of model_dir {self.model_dir}, which is emptied when training "
+                "starts"
             )
         self.report = Path(self.model_dir) / "validations.txt"
         self.best_state: dict[str, torch.Tensor] | None = None
@@ -76,10 +84,25 @@ class ResumableTraining(TrainManager):
         # joeynmt would catch it and end as if training were over
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         if self.file.exists():
-            self.restored = torch.load(self.file, map_location="cpu")
+            self.restored = self._read()
             self.stats.load_state_dict(self.restored["stats_state"])  # the epoch to begin with
+            if self.stats.epochs > self.args.epochs:
+                raise self.wrong(f"one of at most {self.args.epochs} epochs, as training: epochs")
         super().train_and_validate(train_data, valid_data)
         self._keep()
+
+    def wrong(self, expected: str) -> ConfigurationError:
+        return ConfigurationError(f"training: state_file: expected {expected}, got {self.file}")
+
+    def _read(self) -> dict[str, Any]:
+        try:
+            found = torch.load(self.file, map_location="cpu")
+        except Exception as error:  # torch's are of many types, and do not name the file
+            told = str(error).partition("\n")[0]
+            raise self.wrong(f"a file that torch.load can read ({told})") from error
+        if not isinstance(found, dict) or not found.keys() >= KEPT:
+            raise self.wrong("a file that this option made")
+        return found
 
     def _validate(self, valid_data: Any) -> None:
         super()._validate(valid_data)
@@ -95,9 +118,10 @@ class ResumableTraining(TrainManager):
             "scheduler_state": self.scheduler.state_dict(),
             "train_iter_state": self.train_iter.batch_sampler.get_state(),
             "stats_state": self.stats.state_dict(),
-            "over": self.stats.is_min_lr or self.stats.is_max_update,
+            "is_min_lr": self.stats.is_min_lr,
             "batches": self.train_iter.seen,
             "random": random_state(),
+            "random_of_epoch": self.train_iter.random,
             "validations": self.report.read_text("utf-8") if self.report.exists() else "",
             "best_state": self.best_state,
         }
@@ -117,9 +141,16 @@ class ResumableTraining(TrainManager):
         assert self.restored
         self.init_from_checkpoint(self.file)
         # not among joeynmt's statistics; with either of the two training ends
-        self.stats.is_max_update = self.restored["over"]
-        self.best_state = self.restored["best_state"]
+        self.stats.is_min_lr = self.restored["is_min_lr"]
+        self.stats.is_max_update = self.stats.steps >= self.args.max_updates
         self.report.write_text(self.restored["validations"], "utf-8")
+        self.best_state = self.restored["best_state"]
+        if self.best_state is not None:
+            best = Path(self.model_dir) / f"{self.stats.best_ckpt_iter}.ckpt"
+            torch.save({"model_state": self.best_state}, best)
+            symlink_update(Path(best.name), best.with_name("best.ckpt"))
+            if self.args.keep_best_ckpts > 0:
+                self.ckpt_queue.append((self.stats.best_ckpt_score, best))
         set_random_state(self.restored["random"])
         self.restored = None
 
@@ -127,7 +158,8 @@ class ResumableTraining(TrainManager):
 class Batches:
     """A loader that begins where a restored training stopped, and counts.
 
-    seen: batches of this epoch that were handed out.
+    seen: batches of this epoch that were handed out; random: the state of the random number
+    generators before the first of them, which making batches may draw from.
     """
 
     def __init__(self, loader: Any, training: ResumableTraining) -> None:
@@ -135,16 +167,23 @@ class Batches:
         self.training = training
         self.batch_sampler = loader.batch_sampler
         self.seen = 0
+        self.random = random_state()
 
     def __iter__(self) -> Iterator[Any]:
+        restored, stats = self.training.restored, self.training.stats
+        if restored:
+            set_random_state(restored["random_of_epoch"])
+        self.random = random_state()
         batches = iter(self.loader)
         self.seen = 0
-        if restored := self.training.restored:
-            for _ in range(restored["batches"]):
-                next(batches)
-            self.seen = restored["batches"]
+        if restored:
+            self.seen = sum(1 for _ in islice(batches, restored["batches"]))
+            if self.seen < restored["batches"]:
+                raise self.training.wrong(
+                    f"one of an epoch of {self.seen} batches, as data and batch_size make it now"
+                )
             self.training.restore()
-            if restored["over"]:
+            if stats.is_min_lr or stats.is_max_update:
                 return
         for batch in batches:
             self.seen += 1

@@ -211,7 +211,19 @@ class TestTypes:
         ({"pooling": "of"}, {}, "encoder.* pooling: expected one of f, fo, ifo, got 'of'"),
         ({"masked": "no"}, {}, "encoder.* masked: expected True or False, got 'no'"),
         ({}, {"zoneout": 2}, "decoder.* zoneout: expected a probability"),
-        ({}, {"hidden_dropout": 2}, "decoder.* dropout probability"),
+        ({}, {"hidden_dropout": 2}, "decoder.* hidden_dropout: expected a probability"),
+        ({"dropout": "0.1"}, {}, "encoder.*: dropout: expected a number, got str"),
+        ({}, {"dropout": "0.1"}, "decoder.*: dropout: expected a number, got str"),
+        (
+            {"embeddings": {"embedding_dim": 8, "dropout": 1.5}},
+            {},
+            "encoder.* embeddings: dropout: expected a probability",
+        ),
+        (
+            {},
+            {"embeddings": {"embedding_dim": 8, "dropout": None}},
+            "decoder.* embeddings: dropout: expected a number, got NoneType",
+        ),
         ({}, {"freeze": 1}, "decoder.* freeze: expected True or False, got 1"),
     ],
 )

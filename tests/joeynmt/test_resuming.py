@@ -7,6 +7,7 @@ import signal
 import time
 import traceback
 from pathlib import Path
+from types import SimpleNamespace
 
 import iwslt
 import pytest
@@ -18,7 +19,8 @@ from joeynmt import config, training
 from joeynmt.config import ConfigurationError
 from joeynmt.helpers import make_model_dir
 
-from qrnn.joeynmt.resuming import ResumableTraining
+from qrnn.joeynmt.resuming import Batches, ResumableTraining
+from qrnn.randomness import random_state, set_random_state
 
 ROOT = Path(__file__).parents[2]
 SHORT = {
@@ -75,11 +77,11 @@ def settings(folder, variant, **options):
     return config
 
 
-def train(config):
+def train(config, skip_test=True):
     """As `python -m joeynmt train`, which imports and logs more."""
     make_model_dir(Path(config["model_dir"]))
     logging.disable()
-    training.train(rank=0, world_size=None, cfg=config, skip_test=True)
+    training.train(rank=0, world_size=None, cfg=config, skip_test=skip_test)
 
 
 def forked(function):
@@ -164,9 +166,55 @@ def test_killed_anywhere_it_ends_as_if_undisturbed(here, variant):
         assert ended(work) == -signal.SIGKILL, f"{point}, seed {seed}"
     assert ended(lambda: train(settings(killed, variant))) == 0
     check_same(read(killed), expected)
-    # what is over stays over
-    assert ended(lambda: train(settings(killed, variant))) == 0
+    # what is over stays over, and has the weights that were best for its test
+    config = settings(killed, variant)
+    assert ended(lambda: train(config, skip_test=False)) == 0
     check_same(read(killed), expected)
+    best = Path(config["model_dir"]) / "best.ckpt"
+    assert best.resolve().name == f"{expected['stats_state']['best_ckpt_iter']}.ckpt"
+    check_same(dict(torch.load(best)["model_state"]), expected["best_state"])
+    assert len((best.parent / "best.hyps.test").read_text().splitlines()) == 2
+
+
+def test_more_updates_go_on_from_where_fewer_ended(here):
+    (here / "more").mkdir()
+    (here / "whole").mkdir()
+    for folder, updates in (("more", 10), ("more", 21), ("whole", 21)):
+        config = settings(here / folder, "qrnn", updates=updates)
+        assert ended(lambda config=config: train(config)) == 0
+        assert read(here / folder)["stats_state"]["steps"] == updates
+    check_same(read(here / "more")["model_state"], read(here / "whole")["model_state"])
+
+
+def test_batches_that_are_made_at_random_are_made_again():
+    class Loader:
+        batch_sampler = None
+
+        def __iter__(self):
+            return (random.random() for _ in range(6))
+
+    class Training:
+        restored, file = None, Path("state.ckpt")
+        stats = SimpleNamespace(is_min_lr=False, is_max_update=False)
+        wrong = ResumableTraining.wrong
+
+        def restore(self):
+            set_random_state(self.restored["random"])
+            self.restored = None
+
+    training = Training()
+    batches = Batches(Loader(), training)
+    found = iter(batches)
+    first = [next(found) for _ in range(2)]
+    kept = {"random_of_epoch": batches.random, "batches": batches.seen, "random": random_state()}
+    rest = list(found)
+    random.seed(5)
+    training.restored = kept
+    assert list(batches) == rest and first != rest[:2]
+    check_same(batches.random, kept["random_of_epoch"])
+    training.restored = kept | {"batches": 7}
+    with pytest.raises(ConfigurationError, match=r"epoch of 6 batches.* got state\.ckpt"):
+        list(batches)
 
 
 def test_ctrl_c_is_not_the_end_of_training(here):
@@ -218,10 +266,45 @@ def test_a_wrong_path_is_named(here, wrong):
         train(settings(here, "qrnn", state_file=wrong))
 
 
-def test_a_place_that_joeynmt_empties_is_refused(here):
-    config = settings(here, "qrnn", state_file=str(here / "attempt-0/state.ckpt"))
+@pytest.mark.parametrize(
+    "place", ["attempt-0/state.ckpt", "x/../attempt-0/state.ckpt", "attempt-0"]
+)
+def test_a_place_that_joeynmt_empties_is_refused(here, place):
+    (here / "x").mkdir()
+    config = settings(here, "qrnn", state_file=str(here / place))
     with pytest.raises(ConfigurationError, match="outside of model_dir"):
         train(config)
+
+
+def write_text(file):
+    file.write_text("no checkpoint")
+
+
+def write_checkpoint(file):
+    torch.save({"model_state": {}, "optimizer_state": {}, "stats_state": {}}, file)
+
+
+@pytest.mark.parametrize(
+    ("make", "expected"),
+    [
+        (write_text, "a file that torch.load can read"),
+        (Path.mkdir, "a file that torch.load can read"),
+        (write_checkpoint, "a file that this option made"),
+    ],
+)
+def test_what_is_no_state_is_refused_and_stays(here, make, expected):
+    file = here / "state.ckpt"
+    make(file)
+    before = file.read_bytes() if file.is_file() else None
+    with pytest.raises(ConfigurationError, match=f"state_file: expected {expected}.*state.ckpt"):
+        train(settings(here, "qrnn"))
+    assert before == (file.read_bytes() if file.is_file() else None)
+
+
+def test_a_state_of_more_epochs_is_refused(here):
+    assert ended(lambda: train(settings(here, "qrnn", updates=1000))) == 0
+    with pytest.raises(ConfigurationError, match="state_file: expected one of at most 2 epochs"):
+        train(settings(here, "qrnn", epochs=2))
 
 
 def test_several_processes_are_refused(here):
