@@ -18,7 +18,16 @@ from qrnn.functional import (
     check_like,
     check_probability,
 )
-from qrnn.layers import QRNNLayer, check_dropout, check_flag, check_index, check_input, check_size
+from qrnn.layers import (
+    QRNNLayer,
+    QRNNState,
+    check_dropout,
+    check_flag,
+    check_index,
+    check_input,
+    check_size,
+    register_state,
+)
 from qrnn.pooling.reference import GATES
 
 
@@ -26,29 +35,29 @@ class DecoderState(NamedTuple):
     """What a QRNNDecoder carries from one piece of the target to the next. B is always dim 1.
 
     c (L, B, H): the last cells. window: for each layer its last kernel_size - 1 inputs,
-    (kernel_size - 1, B, I). condition (L, B, G * H): what the encoder adds to the pre-activations,
+    (kernel_size - 1, B, I). encoded (L, B, G * H): what the encoder adds to the pre-activations,
     V^l h~^l_T of equation 7, the same at every step.
     """
 
     c: Tensor
     window: tuple[Tensor, ...]
-    condition: Tensor
+    encoded: Tensor  # no name that begins as another does: torch.export takes "c" for its beginning
 
     def detach(self) -> "DecoderState":
         """The same values, cut from the graph."""
         window = tuple(window.detach() for window in self.window)
-        return DecoderState(self.c.detach(), window, self.condition.detach())
+        return DecoderState(self.c.detach(), window, self.encoded.detach())
 
     def select(self, index: Tensor) -> "DecoderState":
         """The states of these sequences, integers (N,), in this order: for beam search."""
         check_index("index", index)
-        c, *window, condition = (
-            value.index_select(1, index) for value in (self.c, *self.window, self.condition)
+        c, *window, encoded = (
+            value.index_select(1, index) for value in (self.c, *self.window, self.encoded)
         )
-        return DecoderState(c, tuple(window), condition)
+        return DecoderState(c, tuple(window), encoded)
 
 
-torch.serialization.add_safe_globals([DecoderState])  # so that torch.load takes it
+register_state(DecoderState)
 
 
 class QRNNDecoder(nn.Module):
@@ -81,6 +90,8 @@ class QRNNDecoder(nn.Module):
     Raises:
         ValueError, TypeError: for an option of the wrong type or value, by name.
     """
+
+    attention_memory: Tensor | None
 
     def __init__(
         self,
@@ -144,9 +155,13 @@ class QRNNDecoder(nn.Module):
         self.conditions = nn.ModuleList(linear(encoder_size, rows) for _ in range(num_layers))
         self.attention_k = linear(hidden_size, hidden_size)
         self.attention_c = linear(hidden_size, hidden_size)
-        self.attention_memory = (
-            None if encoder_size == hidden_size else linear(encoder_size, hidden_size)
-        )
+        # no nn.Linear, because it is used from both sides
+        memory = None
+        if encoder_size != hidden_size:
+            memory = nn.Parameter(
+                torch.empty(hidden_size, encoder_size, device=device, dtype=dtype)
+            )
+        self.register_parameter("attention_memory", memory)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -155,6 +170,8 @@ class QRNNDecoder(nn.Module):
                 module.reset_parameters()
             elif isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, std=module.in_features**-0.5)
+        if self.attention_memory is not None:
+            nn.init.normal_(self.attention_memory, std=self.encoder_size**-0.5)
 
     def extra_repr(self) -> str:
         names = ("batch_first", "dropout", "attention_dropout")
@@ -178,15 +195,14 @@ class QRNNDecoder(nn.Module):
         B = shape[1]
         own = (self.num_layers, B, self.encoder_size)
         check_like("encoder_final", encoder_final, own, weight, cast=autocasts(weight.device))
-        condition = torch.stack(
+        encoded = torch.stack(
             [linear(final) for linear, final in zip(self.conditions, encoder_final, strict=True)]
         )
         window = [
-            condition.new_zeros(layer.kernel_size - 1, B, layer.input_size)
-            for layer in self._layers
+            encoded.new_zeros(layer.kernel_size - 1, B, layer.input_size) for layer in self._layers
         ]
-        zeros = condition.new_zeros(self.num_layers, B, self.hidden_size)
-        return DecoderState(zeros, tuple(window), condition)
+        zeros = encoded.new_zeros(self.num_layers, B, self.hidden_size)
+        return DecoderState(zeros, tuple(window), encoded)
 
     def _check_state(self, state: object, x: Tensor) -> None:
         if not isinstance(state, DecoderState):
@@ -196,7 +212,7 @@ class QRNNDecoder(nn.Module):
         L, B, H, found = self.num_layers, x.shape[1], self.hidden_size, len(state.window)
         check(found == L, "state window", f"{L} tensors", found)
         rows = len(self._layers[0].weight)
-        named = [("c", state.c, (L, B, H)), ("condition", state.condition, (L, B, rows))]
+        named = [("c", state.c, (L, B, H)), ("encoded", state.encoded, (L, B, rows))]
         for n, layer in enumerate(self._layers):
             shape = (layer.kernel_size - 1, B, layer.input_size)
             named.append((f"window[{n}]", state.window[n], shape))
@@ -243,27 +259,32 @@ class QRNNDecoder(nn.Module):
             )
 
         H = self.hidden_size
-        cells, windows = [], []
+        states = []
         o: Tensor | None = None
-        for n, layer in enumerate(self._layers):
-            if n:
-                x = F.dropout(x, self.dropout, self.training)
-            window = state.window[n]
-            gates, extended = layer.convolve(x, window.to(x.dtype))
-            windows.append(extended[x.shape[0] :].clone() if layer.kernel_size > 1 else window)
+
+        def change(gates: Tensor) -> Tensor:
+            nonlocal o
             # not in place: a linear layer's output may be a view, for which autograd copies more
-            gates = gates + state.condition[n].to(gates.dtype)
+            gates = gates + state.encoded[n].to(gates.dtype)
             if n + 1 == self.num_layers and layer.pooling != "f":
                 o = gates[..., 2 * H : 3 * H].sigmoid()
                 # opens the output gate, so that the pooling returns its cells
                 gates[..., 2 * H : 3 * H] = torch.inf
-            x, _, c_n = layer.pool(gates, state.c[n : n + 1])
-            cells.append(c_n)
+            return gates
+
+        for n, layer in enumerate(self._layers):
+            if n:
+                x = F.dropout(x, self.dropout, self.training)
+            c = state.c[n : n + 1]
+            own = QRNNState(c, c, (state.window[n],))  # of its h nothing is used
+            x, own = layer(x, own, checked=True, change=change)
+            states.append(own)
         memory_BSM = memory if flip else memory.transpose(0, 1)
         output, alpha_BTS = self._attend(x, memory_BSM, memory_lengths)
         if o is not None:
             output = o * output
-        after = DecoderState(torch.cat(cells), tuple(windows), state.condition)
+        windows = tuple(own.window[0] for own in states)
+        after = DecoderState(torch.cat([own.c for own in states]), windows, state.encoded)
         if flip:
             return output.transpose(0, 1), after, alpha_BTS
         return output, after, alpha_BTS.transpose(0, 1)
@@ -272,7 +293,7 @@ class QRNNDecoder(nn.Module):
         """W_k k + W_c c (T, B, H) and alpha (B, T, S), of cells (T, B, H), memory (B, S, M)."""
         # P^T c . h~ is c . P h~, and sum alpha h~ can be projected afterwards: a step then costs
         # nothing that grows with the source but the attention itself
-        query = c if self.attention_memory is None else c @ self.attention_memory.weight
+        query = c if self.attention_memory is None else c @ self.attention_memory
         memory, padding = memory.to(query.dtype), None
         if lengths is not None:
             padding = torch.arange(memory.shape[1], device=memory.device) >= lengths[:, None]
@@ -287,5 +308,5 @@ class QRNNDecoder(nn.Module):
             alpha = alpha.masked_fill(padding[:, None], 0)
         k = torch.bmm(F.dropout(alpha, self.attention_dropout, self.training), memory)
         if self.attention_memory is not None:
-            k = self.attention_memory(k)
+            k = F.linear(k, self.attention_memory)
         return self.attention_c(c) + self.attention_k(k).transpose(0, 1), alpha

@@ -4,7 +4,8 @@ Inside everything is time-major: T steps, B sequences, I inputs, H channels, D d
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -52,7 +53,14 @@ class QRNNState(NamedTuple):
         return QRNNState(h, c, tuple(window))
 
 
-torch.serialization.add_safe_globals([QRNNState])  # so that torch.load takes it
+def register_state(state: type) -> None:
+    """So that torch.load, and torch.export.save for a program that takes it, know the class."""
+    torch.serialization.add_safe_globals([state])
+    name = f"qrnn.{state.__name__}"
+    torch.utils._pytree._register_namedtuple(state, serialized_type_name=name)
+
+
+register_state(QRNNState)
 
 State = QRNNState | tuple[Tensor, Tensor]
 
@@ -279,16 +287,20 @@ class QRNNLayer(nn.Module):
         state: State | None = None,
         lengths: Tensor | None = None,
         checked: bool = False,
+        change: Callable[[Tensor], Tensor] | None = None,
     ) -> tuple[Tensor, State]:
         """As `QRNN.forward`, for one layer and an x of (T, B, I).
 
         checked: all three are known to be right, and the padding of x to be zero.
+        change: takes the pre-activations, and returns those that are pooled, see `convolve`.
         """
         if not checked:
             x, lengths = _check_arguments([self], x, state, lengths)
         T, B, _ = x.shape
         window = state.window[0].to(x.dtype) if isinstance(state, QRNNState) else None
         gates, extended = self.convolve(x, window)
+        if change is not None:
+            gates = change(gates)
         output, h_n, c_n = self.pool(gates, None if state is None else state[1], lengths)
         if state is not None and (lengths is not None or not T):
             h0 = state[0].to(h_n.dtype)  # the output of a sequence of no steps
@@ -475,9 +487,11 @@ def _initial_state(layers: Sequence[QRNNLayer], batch_size: int) -> QRNNState:
     for layer in layers:
         layer.check_streaming()
     weight, H = layers[0].weight, layers[0].hidden_size
-    zeros = weight.new_zeros(len(layers), batch_size, H)
-    window = [weight.new_zeros(v.kernel_size - 1, batch_size, v.input_size) for v in layers]
-    return QRNNState(zeros, zeros.clone(), tuple(window))
+    # not weight.new_zeros: where FSDP has the weight these would be in parts
+    make = partial(torch.zeros, dtype=weight.dtype, device=weight.device)
+    window = [make(v.kernel_size - 1, batch_size, v.input_size) for v in layers]
+    h, c = make(len(layers), batch_size, H), make(len(layers), batch_size, H)
+    return QRNNState(h, c, tuple(window))
 
 
 def check_input(x: object, weight: Tensor, input_size: int) -> None:

@@ -3,6 +3,7 @@
 import copy
 import pickle
 import re
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -50,8 +51,15 @@ def equal(got: Any, want: Any) -> None:
     close(got, want, 0.0)
 
 
+def arguments(decoder: QRNNDecoder) -> tuple[Tensor, DecoderState, Tensor]:
+    """Five steps of two sequences, and six of their sources, in float32."""
+    final = torch.randn(decoder.num_layers, 2, decoder.encoder_size)
+    memory = torch.randn(6, 2, decoder.encoder_size)
+    return torch.randn(5, 2, decoder.input_size), decoder.initial_state(final), memory
+
+
 def tensors(state: DecoderState) -> list[Tensor]:
-    return [state.c, *state.window, state.condition]
+    return [state.c, *state.window, state.encoded]
 
 
 def parts(output: Tensor, state: DecoderState, attention: Tensor) -> list[Tensor]:
@@ -62,7 +70,7 @@ def random_state(decoder: QRNNDecoder, final: Tensor) -> DecoderState:
     """As if some steps had gone before."""
     state = decoder.initial_state(final)
     window = tuple(torch.randn_like(v) for v in state.window)
-    return DecoderState(torch.randn_like(state.c), window, state.condition)
+    return DecoderState(torch.randn_like(state.c), window, state.encoded)
 
 
 def expected(
@@ -88,8 +96,8 @@ def expected(
     for b in range(B):
         n = S if lengths is None else int(lengths[b])
         keys = [memory[s, b] for s in range(n)]
-        if "attention_memory.weight" in values:
-            keys = [values["attention_memory.weight"] @ key for key in keys]
+        if "attention_memory" in values:
+            keys = [values["attention_memory"] @ key for key in keys]
         inputs = [x[t, b] for t in range(T)]
         for l, layer in enumerate(decoder.layers):
             k, blocks = layer.kernel_size, {"f": "zf", "fo": "zfo", "ifo": "zfoi"}[layer.pooling]
@@ -177,7 +185,7 @@ class TestOracle:
             output, after, attention = decoder(x, state, memory, lengths)
             want = expected(decoder, x, state.c, state.window, final, memory, lengths)
         close([output, attention, after.c, *after.window], want)
-        assert after.condition is state.condition
+        assert after.encoded is state.encoded
 
     @given(calls())
     def test_all_gradients(self, call: Any) -> None:
@@ -186,7 +194,7 @@ class TestOracle:
         leaves = [x, memory, state.c, *state.window]
         leaves = [*[v.detach().requires_grad_() for v in leaves], final, *decoder.parameters()]
         x, memory, c, *window = leaves[: 3 + len(state.window)]
-        state = DecoderState(c, tuple(window), state.condition)
+        state = DecoderState(c, tuple(window), state.encoded)
         output, after, attention = decoder(x, state, memory, lengths)
         got = [output, attention, after.c, *after.window]
         want = expected(decoder, x, c, window, final, memory, lengths)
@@ -326,7 +334,7 @@ class TestPieces:
         state = random_state(decoder, final)
         output, after, attention = decoder(x, state, memory, torch.tensor(lengths))
         decoder.batch_first = True
-        equal(tensors(decoder.initial_state(final))[-1], state.condition)
+        equal(tensors(decoder.initial_state(final))[-1], state.encoded)
         outputs, attentions, state_ = [], [], state
         for piece in x.transpose(0, 1).split([1, 3, 2], 1):
             o, state_, a = decoder(piece, state_, memory.transpose(0, 1), torch.tensor(lengths))
@@ -355,12 +363,12 @@ class TestState:
         decoder = make(3, 4, 3, kernel_size=2, first_kernel_size=5, encoder_size=6, pooling="ifo")
         final = randn(3, 2, 6)
         state = decoder.initial_state(final)
-        assert state.c.shape == (3, 2, 4) and state.condition.shape == (3, 2, 16)
+        assert state.c.shape == (3, 2, 4) and state.encoded.shape == (3, 2, 16)
         assert [v.shape for v in state.window] == [(4, 2, 3), (1, 2, 4), (1, 2, 4)]
         assert not any(v.any() for v in (state.c, *state.window))
         assert all(v.dtype == WIDE for v in tensors(state))
         for l in range(3):
-            close(state.condition[l], final[l] @ decoder.conditions[l].weight.T)
+            close(state.encoded[l], final[l] @ decoder.conditions[l].weight.T)
 
     def test_a_call_leaves_the_state_passed_in_alone(self) -> None:
         decoder = make(3, 4, 2, kernel_size=3, first_kernel_size=1)
@@ -633,12 +641,12 @@ class TestModule:
             "conditions.1.weight": (16, 5),
             "attention_k.weight": (4, 4),
             "attention_c.weight": (4, 4),
-            "attention_memory.weight": (4, 5),
+            "attention_memory": (4, 5),
         }
         decoder = QRNNDecoder(3, 4, 2, first_kernel_size=3, pooling="ifo", encoder_size=5)
         assert {n: tuple(p.shape) for n, p in decoder.state_dict().items()} == shapes
         same = QRNNDecoder(3, 4, 2, False, encoder_size=4)
-        names = [n for n in shapes if "bias" not in n and n != "attention_memory.weight"]
+        names = [n for n in shapes if "bias" not in n and n != "attention_memory"]
         assert sorted(same.state_dict()) == sorted(names)
 
     def test_initial_values(self) -> None:
@@ -713,6 +721,32 @@ class TestModule:
         decoder.reset_parameters()
         assert all(p.isfinite().all() for p in decoder.parameters())
 
+    @pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+    @pytest.mark.parametrize("tool", [nn.utils.spectral_norm, nn.utils.weight_norm])
+    def test_tools_that_hook_into_a_layer(self, tool: Any) -> None:
+        decoder, calls = QRNNDecoder(3, 4, 2), []
+        for layer in decoder.layers:
+            tool(layer, "weight")
+            layer.register_forward_hook(lambda *_: calls.append(1))
+        for _ in range(2):  # of each step, what the hooks make of the parameters is its own
+            output, *_ = decoder(*arguments(decoder))
+            output.square().sum().backward()
+        assert len(calls) == 4
+        assert all(p.grad is not None for p in decoder.layers.parameters())
+        if tool is nn.utils.spectral_norm:
+            for _ in range(50):
+                decoder(*arguments(decoder))
+            norm = torch.linalg.matrix_norm(decoder.layers[0].weight, 2)
+            assert 0.95 < norm < 1.05
+
+    def test_quantized_linear_layers(self) -> None:
+        decoder = QRNNDecoder(3, 4, encoder_size=5).eval()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's, that it moves
+            small = torch.ao.quantization.quantize_dynamic(decoder, {nn.Linear}, torch.qint8)
+        args = arguments(decoder)
+        close(small(*args)[0], decoder(*args)[0], 0.1)
+
 
 class TestAutocast:
     @pytest.mark.parametrize("pooling", POOLINGS)
@@ -726,7 +760,7 @@ class TestAutocast:
         memory = memory.masked_fill(padding[:, :, None], torch.nan).requires_grad_()
         with torch.autocast("cpu", torch.bfloat16):
             own = decoder.initial_state(final)
-            assert own.c.dtype == own.condition.dtype == torch.bfloat16
+            assert own.c.dtype == own.encoded.dtype == torch.bfloat16
             for state in (own, start):
                 got = decoder(x, state, memory, lengths)
                 assert got[0].dtype == got[1].c.dtype == got[2].dtype == torch.bfloat16
@@ -876,13 +910,13 @@ MISUSES: dict[str, tuple[Callable[[], Any], type[Exception], str, str, str]] = {
         call(state={"c": torch.zeros(1, 2, 4, device="meta")}),
         ValueError, "state c", "cpu", "meta",
     ),
-    "condition of another pooling": (
+    "encoder of another pooling": (
         call(pooling="ifo"),
-        ValueError, "state condition", "(1, 2, 16)", "(1, 2, 12)",
+        ValueError, "state encoded", "(1, 2, 16)", "(1, 2, 12)",
     ),
-    "condition None": (
-        call(state={"condition": None}),
-        TypeError, "state condition", "a Tensor", "NoneType",
+    "encoded None": (
+        call(state={"encoded": None}),
+        TypeError, "state encoded", "a Tensor", "NoneType",
     ),
     "window missing": (
         call(state={"window": ()}),

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
-from qrnn import QRNN, QRNNState, functional, linear_recurrence, torchqrnn
+from qrnn import QRNN, QRNNDecoder, QRNNState, functional, linear_recurrence, torchqrnn
+from qrnn.decoder import DecoderState
 from qrnn.layers import MANY_ROWS
 
 STEPS, BATCH = Dim("steps"), Dim("batch")
@@ -50,6 +51,23 @@ def streaming(rnn: QRNN) -> tuple[Any, ...]:
     own = ({1: BATCH},) * rnn.num_layers
     dynamic = TIME_MAJOR, QRNNState({1: BATCH}, {1: BATCH}, own)  # type: ignore[arg-type]
     return (torch.randn(5, 2, 3), rnn.initial_state(2)), dynamic
+
+
+SOURCE = Dim("source")
+DECODING = (
+    TIME_MAJOR,
+    DecoderState({1: BATCH}, ({1: BATCH},) * 2, {1: BATCH}),  # type: ignore[arg-type]
+    {0: SOURCE, 1: BATCH},
+    {0: BATCH},
+)
+
+
+def decoding(decoder: QRNNDecoder, steps: int, batch: int, source: int) -> tuple[Any, ...]:
+    """Input, state, memory and its lengths."""
+    M = decoder.encoder_size
+    state = decoder.initial_state(torch.randn(2, batch, M)).detach()
+    lengths = torch.randint(0, source + 1, (batch,))
+    return torch.randn(steps, batch, 3), state, torch.randn(source, batch, M), lengths
 
 
 def close(got: Any, want: Any) -> None:
@@ -110,6 +128,26 @@ class TestTorchExport:
             outputs.append(output)
         want, (h, c) = rnn(x)
         close((torch.cat(outputs), state.h, state.c), (want, h, c))
+
+    def test_saved_with_its_state(self) -> None:
+        rnn, file = make(kernel_size=3), io.BytesIO()
+        args, dynamic = streaming(rnn)
+        torch.export.save(torch.export.export(rnn, args, dynamic_shapes=dynamic), file)
+        file.seek(0)
+        _, state = torch.export.load(file).module()(*args)
+        assert isinstance(state, QRNNState)
+        close(flat(state), flat(rnn(*args)[1]))
+
+    @pytest.mark.parametrize("encoder_size", [4, 5])
+    def test_decoder(self, encoder_size: int) -> None:
+        decoder, file = QRNNDecoder(3, 4, 2, encoder_size=encoder_size).eval(), io.BytesIO()
+        program = torch.export.export(decoder, decoding(decoder, 5, 2, 7), dynamic_shapes=DECODING)
+        torch.export.save(program, file)
+        file.seek(0)
+        run = torch.export.load(file).module()
+        for sizes in ((5, 2, 7), (1, 1, 1), (9, 3, 2)):
+            args = decoding(decoder, *sizes)
+            close(flat(run(*args)), flat(decoder(*args)))
 
     @pytest.mark.parametrize("pooling", ["f", "fo", "ifo"])
     def test_a_gradient_that_was_not_wanted_then(self, pooling: str) -> None:
@@ -214,6 +252,13 @@ class TestONNX:
             outputs.append(output)
         want, after = rnn(x, rnn.initial_state(4))
         close([torch.cat(outputs), *flat(state)], [want, *flat(after)])
+
+    def test_decoder(self) -> None:
+        decoder = QRNNDecoder(3, 4, 2).eval()
+        run = self.session(decoder, decoding(decoder, 5, 2, 7), DECODING)
+        for sizes in ((5, 2, 7), (1, 1, 1), (9, 3, 2)):
+            args = decoding(decoder, *sizes)
+            close(run(*args), flat(decoder(*args)))
 
     @pytest.mark.parametrize("pooling, direction", [("f", "reverse"), ("fo", "both")])
     def test_padding_is_never_read(self, pooling: str, direction: str) -> None:

@@ -152,7 +152,7 @@ class QRNNAttentionDecoder(RecurrentDecoder):
         """
         changing = [state.c, *state.window]
         flat = torch.cat([value.transpose(0, 1).flatten(1) for value in changing], -1)
-        return flat[:, None], state.condition.transpose(0, 1).flatten(1)[:, None]
+        return flat[:, None], state.encoded.transpose(0, 1).flatten(1)[:, None]
 
     def _unpack(self, packed: Packed) -> DecoderState:
         changing, condition = packed

@@ -27,6 +27,9 @@ from qrnn.pooling.reference import DIRECTIONS, GATES, offsets
 
 Kernel = Callable[..., None]
 
+if numba.config.DISABLE_JIT:  # of some functions there is nothing but what numba makes of them
+    raise ImportError("NUMBA_DISABLE_JIT is set", name="numba")
+
 
 def _jit(function: Callable[..., Any]) -> Any:
     options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
@@ -308,9 +311,14 @@ def _launch(kernel: Kernel, rows: int, channels: int, work: int, *arguments: Any
         width = max(1, -(-channels // (pieces * _BLOCK))) * _BLOCK
         calls = [(0, rows, j, min(j + width, channels)) for j in range(0, channels, width)]
     # a forked child inherits the pool but not its threads, hence one pool per process
-    others = [_threads(os.getpid()).submit(kernel, *c, *arguments) for c in calls[1:]]
-    if calls:
-        kernel(*calls[0], *arguments)
+    others = []
+    try:
+        for call in calls[1:]:
+            others.append(_threads(os.getpid()).submit(kernel, *call, *arguments))
+    except RuntimeError:  # the main thread has ended, and with it Python's thread pools
+        pass
+    for call in (*calls[:1], *calls[1 + len(others) :]):
+        kernel(*call, *arguments)
     for other in others:
         other.result()
 
@@ -354,7 +362,7 @@ class _Call:
         return x.detach().to(self.wide).contiguous().numpy()
 
     def empty(self, *shape: int) -> Tensor:
-        return torch.empty(shape, dtype=self.wide)
+        return torch.empty(shape, dtype=self.wide, device="cpu")
 
     def run(self, kernel: Kernel, *arguments: Any) -> None:
         T, B, D, H = self.shape
@@ -442,7 +450,7 @@ def _run_recurrence(
     """The kernel's outputs of these shapes, from inputs the first of which is (T, B, H)."""
     (T, B, H), dtype = inputs[0].shape, inputs[0].dtype
     wide = torch.float64 if dtype == torch.float64 else torch.float32
-    outputs = [torch.empty(shape, dtype=wide) for shape in shapes]
+    outputs = [torch.empty(shape, dtype=wide, device="cpu") for shape in shapes]
     arrays = [v.detach().to(wide).contiguous().numpy() for v in inputs]
     _launch(kernel, B, H, T * B * H, *arrays, reverse, *(v.numpy() for v in outputs))
     return [v.to(dtype) for v in outputs]

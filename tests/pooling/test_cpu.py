@@ -323,6 +323,37 @@ class TestLinearRecurrence:
         torch.testing.assert_close(h, want, equal_nan=True)
 
 
+def test_another_default_device() -> None:
+    case = make(3, 2, 4, c0=True)
+    f, x, h0 = torch.rand(3, 2, 4), torch.randn(3, 2, 4), torch.zeros(2, 4)
+
+    def results() -> list[torch.Tensor]:
+        return [*cpu.pool(**case, keep_cells=True), cpu.linear_recurrence(f, x, h0, False)]
+
+    want = results()
+    with torch.device("meta"):
+        got = results()
+    torch.testing.assert_close(got, want, rtol=0, atol=0)
+
+
+def test_without_the_compiler(tmp_path: Path) -> None:
+    run_script(
+        """
+        import os
+        import warnings
+        os.environ["NUMBA_DISABLE_JIT"] = "1"
+        import torch
+        import qrnn
+
+        with warnings.catch_warnings(record=True) as told:
+            output, _ = qrnn.QRNN(3, 4)(torch.randn(3, 2, 3))
+        assert output.shape == (3, 2, 4)
+        assert "(NUMBA_DISABLE_JIT is set)" in str(told[0].message)
+        """,
+        tmp_path,
+    )
+
+
 class TestThreads:
     # more rows than threads, fewer, and one row whose channels do not divide evenly
     SHAPES = ((64, 8, 33), (90, 2, 100), (600, 1, 33), (140, 1, 130), (1200, 1, 15))
@@ -363,6 +394,29 @@ class TestThreads:
                 for got, want in zip(together, alone, strict=True):
                     for name in want:
                         assert torch.equal(got[name], want[name])
+
+    def test_works_after_the_main_thread(self, tmp_path: Path) -> None:
+        script = run_script(
+            """
+            import threading
+            import torch
+            from qrnn.pooling import cpu
+
+            torch.set_num_threads(2)
+            gates = torch.randn(70, 2, 3 * 128)
+            options = (None, None, None, "fo", "forward", 0.0, False)
+            before = cpu.pool(gates, *options)[0]
+
+            def work():
+                threading.main_thread().join()
+                after = cpu.pool(gates, *options)[0]
+                print(torch.equal(before, after))
+
+            threading.Thread(target=work).start()
+            """,
+            tmp_path,
+        )
+        assert script.stdout == "True\n"
 
     def test_works_after_fork(self, tmp_path: Path) -> None:
         run_script(
