@@ -194,7 +194,8 @@ class PoolOptions(TypedDict, total=False):
 def f_pool(
     gates: Tensor, c0: Tensor | None = None, **options: Unpack[PoolOptions]
 ) -> tuple[Tensor, Tensor]:
-    """h and c_n of h_t = c_t = f_t c_{t-1} + (1 - f_t) z_t (equation 3), gates z, f; see `pool`."""
+    """h and c_n of h_t = c_t = f_t c_{t-1} + (1 - f_t) z_t (equation 3), gates z, f; see
+    `qrnn.functional.pool`."""
     h, _, c_n = pool("f", gates, c0, **options)
     return h, c_n
 
@@ -202,7 +203,8 @@ def f_pool(
 def fo_pool(
     gates: Tensor, c0: Tensor | None = None, **options: Unpack[PoolOptions]
 ) -> tuple[Tensor, Tensor]:
-    """h and c_n of c_t as in `f_pool`, h_t = o_t c_t (equation 4), gates z, f, o; see `pool`."""
+    """h and c_n of c_t as in `f_pool`, h_t = o_t c_t (equation 4), gates z, f, o; see
+    `qrnn.functional.pool`."""
     h, _, c_n = pool("fo", gates, c0, **options)
     return h, c_n
 
@@ -211,7 +213,7 @@ def ifo_pool(
     gates: Tensor, c0: Tensor | None = None, **options: Unpack[PoolOptions]
 ) -> tuple[Tensor, Tensor]:
     """h and c_n of c_t = f_t c_{t-1} + i_t z_t, h_t = o_t c_t (equation 5), gates z, f, o, i; see
-    `pool`."""
+    `qrnn.functional.pool`."""
     h, _, c_n = pool("ifo", gates, c0, **options)
     return h, c_n
 

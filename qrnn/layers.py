@@ -506,7 +506,9 @@ def check_input(x: object, weight: Tensor, input_size: int) -> None:
 
 
 def _check_state(state: object, layers: Sequence[QRNNLayer], x: Tensor) -> None:
-    if not isinstance(state, (tuple, list)) or len(state) != 2 + isinstance(state, QRNNState):
+    if not isinstance(state, QRNNState) and not (
+        isinstance(state, (tuple, list)) and len(state) == 2
+    ):
         of = f" of {len(state)}" if isinstance(state, (tuple, list)) else ""
         raise TypeError(
             f"state: expected a QRNNState or a tuple (h, c), got {type(state).__name__}{of}"

@@ -117,8 +117,10 @@ def pool(
         h_n.append(last(h[d], reverse))
     kept = cells if keep_cells and pooling != "f" else [op.CastLike(op.ConstantOfShape([0]), gates)]
     return (
-        *(op.Concat(*h, axis=2), op.Concat(*kept, axis=-1)),
-        *(op.Concat(*h_n, axis=0), op.Concat(*c_n, axis=0)),
+        op.Concat(*h, axis=2),
+        op.Concat(*kept, axis=-1),
+        op.Concat(*h_n, axis=0),
+        op.Concat(*c_n, axis=0),
     )
 
 

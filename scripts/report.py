@@ -77,17 +77,28 @@ def render(results: Path = records.RESULTS) -> None:
     files = {folder / name: text for name, text in (pages | plots).items()}
     if folder == REPORTS:
         [speed] = (section for section in sections if section.name == PLOT_IN_README)
-        short = [part for part in speed.parts if not isinstance(part, Table)]
         readme = Path("README.md")
         files[readme] = readme.read_text(encoding="utf-8")
-        for section in (overview, Section(speed.name, speed.title, short)):
-            part = report_page.markdown(section, 3, f"{REPORTS.name}/")
+        for section, level in ((overview, 2), (speed, 3)):
+            part = report_page.markdown(shortened(section), level, f"{REPORTS.name}/")
             files[readme] = replace(files[readme], section.name, part)
     for file, content in files.items():
         write_atomically(file, content)
     for plot in folder.glob("*.svg"):
         if plot.name not in plots and report_plots.made_here(plot.read_text(encoding="utf-8")):
             plot.unlink()
+
+
+def shortened(section: Section) -> Section:
+    """For README.md: of a plot not its table, and of notes not their links."""
+    plots = any(isinstance(part, Figure) for part in section.parts)
+    parts: list[Part] = []
+    for part in section.parts:
+        if isinstance(part, Items):
+            parts.append(Items(tuple(line[:1] for line in part.lines)))
+        elif not (plots and isinstance(part, Table)):
+            parts.append(part)
+    return Section(section.name, section.title, parts)
 
 
 def introduction(summary: str) -> Section:

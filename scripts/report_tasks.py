@@ -490,11 +490,12 @@ def overview(found: Records) -> Section:
             note = str(len(notes) + 1)
             lines.append([task.title, here, told, replication, row, note])
             of = [piece for link in seeds(runs.records) for piece in (", ", link)][1:]
-            notes.append((f"{note}: {'; '.join(about) or 'as published'} (", *of, ")"))
+            notes.append((f"{note}: {'; '.join(about) or 'as published'}", " (", *of, ")"))
     caption = (
-        "On test, beside the paper (Bradbury et al. 2016) and its replication (Girrbach 2020). For "
-        "each task the paper's QRNN, and the best of our others; both chosen on the development "
-        "part. Notes say what is not as published, and link to the records"
+        "On test, beside the paper (Bradbury et al. 2016) and the best of its replication "
+        "(Girrbach 2020). For each task the paper's QRNN and, where there is one, the best of the "
+        "other QRNNs; of several rows the one that is best on the development part. The notes say "
+        "what is not as published"
     )
     parts: list[Part] = [Table(caption, head, lines)]
     if notes:

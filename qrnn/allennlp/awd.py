@@ -178,7 +178,8 @@ class NTASGD(TrainerCallback):
     The trainer's optimiser is plain SGD. Once validation perplexity is worse than it was more than
     `window` epochs ago, the parameters are averaged over all steps from then on. What is validated
     and kept is the average, what is trained on goes its own way. For a trainer without a
-    moving_average of its own.
+    moving_average of its own, which, recovered from a checkpoint, averages stale copies of the
+    weights.
 
     window: n of the paper, in epochs.
     triggered: whether the average begins with the first step, as in fine-tuning (section 5).
