@@ -258,27 +258,15 @@ class QRNNDecoder(nn.Module):
                 memory_lengths, B, S, x.device, argument="memory_lengths"
             )
 
-        H = self.hidden_size
         states = []
-        o: Tensor | None = None
-
-        def change(gates: Tensor) -> Tensor:
-            nonlocal o
-            # not in place: a linear layer's output may be a view, for which autograd copies more
-            gates = gates + state.encoded[n].to(gates.dtype)
-            if n + 1 == self.num_layers and layer.pooling != "f":
-                o = gates[..., 2 * H : 3 * H].sigmoid()
-                # opens the output gate, so that the pooling returns its cells
-                gates[..., 2 * H : 3 * H] = torch.inf
-            return gates
-
         for n, layer in enumerate(self._layers):
             if n:
                 x = F.dropout(x, self.dropout, self.training)
-            c = state.c[n : n + 1]
+            c, last = state.c[n : n + 1], n + 1 == self.num_layers
             own = QRNNState(c, c, (state.window[n],))  # of its h nothing is used
-            x, own = layer(x, own, checked=True, change=change)
+            x, own = layer(x, own, checked=True, condition=state.encoded[n], apart=last)
             states.append(own)
+        x, o = x
         memory_BSM = memory if flip else memory.transpose(0, 1)
         output, alpha_BTS = self._attend(x, memory_BSM, memory_lengths)
         if o is not None:

@@ -4,7 +4,7 @@ Inside everything is time-major: T steps, B sequences, I inputs, H channels, D d
 """
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -287,33 +287,43 @@ class QRNNLayer(nn.Module):
         state: State | None = None,
         lengths: Tensor | None = None,
         checked: bool = False,
-        change: Callable[[Tensor], Tensor] | None = None,
-    ) -> tuple[Tensor, State]:
+        condition: Tensor | None = None,
+        apart: bool = False,
+    ) -> tuple[Any, State]:
         """As `QRNN.forward`, for one layer and an x of (T, B, I).
 
         checked: all three are known to be right, and the padding of x to be zero.
-        change: takes the pre-activations, and returns those that are pooled, see `convolve`.
+        condition (B, D * G * H): is added to the pre-activations of every step.
+        apart: with a condition and in one direction, the output's factors in its place, a pair: the
+            cells (T, B, H), and the output gate, None in "f" pooling. h_n then has no gate either.
         """
         if not checked:
             x, lengths = _check_arguments([self], x, state, lengths)
         T, B, _ = x.shape
         window = state.window[0].to(x.dtype) if isinstance(state, QRNNState) else None
         gates, extended = self.convolve(x, window)
-        if change is not None:
-            gates = change(gates)
+        if condition is not None:
+            # not in place: a linear layer's output may be a view, for which autograd copies more
+            gates = gates + condition.to(gates.dtype)
+        o = None
+        if apart and self.pooling != "f":
+            own = slice(2 * self.hidden_size, 3 * self.hidden_size)
+            o = gates[..., own].sigmoid()
+            gates[..., own] = torch.inf  # opens the gate: the pooling returns its cells
         output, h_n, c_n = self.pool(gates, None if state is None else state[1], lengths)
         if state is not None and (lengths is not None or not T):
             h0 = state[0].to(h_n.dtype)  # the output of a sequence of no steps
             h_n = h0.clone() if lengths is None else h_n.where((lengths > 0)[:, None], h0)
+        result = (output, o) if apart else output
         if window is None:
-            return output, (h_n, c_n)
+            return result, (h_n, c_n)
         k = self.kernel_size
         if lengths is None:
             window = extended[T:].clone() if k > 1 else window
         else:
             rows = lengths + torch.arange(k - 1, device=x.device)[:, None]
             window = extended[rows, torch.arange(B, device=x.device)]
-        return output, QRNNState(h_n, c_n, (window,))
+        return result, QRNNState(h_n, c_n, (window,))
 
 
 def _check_arguments(

@@ -5,6 +5,7 @@ import pickle
 import re
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import oracle
@@ -14,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
 
 from qrnn import decoder as decoder_module
 from qrnn import functional, layers
@@ -738,6 +740,23 @@ class TestModule:
                 decoder(*arguments(decoder))
             norm = torch.linalg.matrix_norm(decoder.layers[0].weight, 2)
             assert 0.95 < norm < 1.05
+
+    def test_checkpointed_layers(self) -> None:
+        class Checkpointed(layers.QRNNLayer):
+            def forward(self, *args: Any, **options: Any) -> Any:
+                run = partial(layers.QRNNLayer.forward, self, **options)
+                return checkpoint(run, *args, use_reentrant=False)
+
+        decoder = make(3, 4, 2, pooling="ifo")
+        x, memory = randn(5, 2, 3).requires_grad_(), randn(6, 2, 4)
+        grads = []
+        for kind in (layers.QRNNLayer, Checkpointed):
+            for layer in decoder.layers:
+                layer.__class__ = kind
+            state = decoder.initial_state(torch.ones(2, 2, 4, dtype=WIDE))
+            output, *_ = decoder(x, state, memory)
+            grads.append(torch.autograd.grad(output.square().sum(), (x, *decoder.parameters())))
+        close(grads[1], grads[0])
 
     def test_quantized_linear_layers(self) -> None:
         decoder = QRNNDecoder(3, 4, encoder_size=5).eval()
