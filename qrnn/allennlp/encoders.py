@@ -82,7 +82,7 @@ class _Encoder(torch.nn.Module, FromParams):
             raise ValueError(
                 f"mask: expected shape {tuple(inputs.shape[:2])}, got {tuple(mask.shape)}"
             )
-        return self.module(inputs, state, mask.sum(1))
+        return self.module(inputs, state, mask.bool().sum(1))
 
 
 @Seq2SeqEncoder.register("qrnn")
@@ -153,6 +153,7 @@ class QRNNSeq2VecEncoder(_Encoder, Seq2VecEncoder):
         output, (h_n, _) = self.encode(inputs, mask, hidden_state)
         if mask is None:
             mask = torch.ones(output.shape[:2], dtype=torch.bool, device=output.device)
+        mask = mask.bool()
         directions = 2 if self.module.bidirectional else 1
         vectors = []
         for head in self.heads:
@@ -198,7 +199,7 @@ class BidirectionalSeq2VecEncoder(Seq2VecEncoder):
         if mask is None:
             backwards = inputs.flip(1)
         else:
-            T = inputs.shape[1]
+            mask, T = mask.bool(), inputs.shape[1]
             steps = torch.arange(T, device=inputs.device)
             order = (mask.sum(1, keepdim=True) - 1 - steps) % T  # the padding stays at the end
             backwards = inputs.take_along_dim(order[:, :, None], 1)
@@ -263,6 +264,6 @@ class DenseLSTMSeq2VecEncoder(Seq2VecEncoder):
         output = top(x)[0]
         if mask is None:
             return output[:, -1]
-        lengths = mask.sum(1)
+        lengths = mask.bool().sum(1)
         last = output[torch.arange(len(output), device=output.device), lengths.clamp(min=1) - 1]
         return last.masked_fill(lengths[:, None] == 0, 0)

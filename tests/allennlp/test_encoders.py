@@ -183,6 +183,22 @@ def test_stateful_takes_no_state_from_outside():
         encoder(torch.randn(1, 2, 5), None, (torch.zeros(1, 1, 7), torch.zeros(1, 1, 7)))
 
 
+@pytest.mark.parametrize("dtype", [torch.int64, torch.float32])
+def test_a_mask_may_be_of_numbers(dtype):
+    """AllenNLP's TokenCharactersEncoder passes integers."""
+    heads = ["last", "max", "mean"]
+    both = (QRNNSeq2VecEncoder(input_size=5, hidden_size=7, heads=heads) for _ in range(2))
+    x, mask = batch()
+    for encoder in (
+        QRNNSeq2SeqEncoder(5, 7),
+        BidirectionalSeq2VecEncoder(*both),
+        DenseLSTMSeq2VecEncoder(5, 7),
+    ):
+        clean = x.nan_to_num()
+        expected = encoder(clean, mask)
+        torch.testing.assert_close(encoder(clean, mask.to(dtype)), expected, rtol=0, atol=0)
+
+
 def test_a_mask_of_another_shape_is_refused():
     with pytest.raises(ValueError, match=r"mask: expected shape \(2, 3\), got \(2, 4\)"):
         QRNNSeq2SeqEncoder(5, 7)(torch.randn(2, 3, 5), torch.ones(2, 4, dtype=torch.bool))
