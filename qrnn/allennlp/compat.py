@@ -29,6 +29,8 @@ import torch
 
 ALLENNLP = "2.10.1"
 TORCH = ((2, 11), (2, 16))  # allowed from the first up to, but not including, the second
+# Files of a training that begins in another process, or of a trainer that is not AllenNLP's.
+BEGUN = ("out_worker*.log", "run.json", "metrics*.json", "*.th", "*.tar.gz")
 
 
 @functools.cache
@@ -50,7 +52,8 @@ def extend() -> None:
     - The plugin qrnn.allennlp is loaded without a --include-package or an .allennlp_plugins file.
     - `allennlp train` without -s writes to runs/<name of the config>. A new folder goes again if
       the run fails before training begins (for want of data, say), or it would be in the way of the
-      next. An option that the trainer does not know is an error, and weights that are not there.
+      next, as that of a --dry-run without -s would. Several processes have begun when they start.
+    - An option that the trainer does not know is an error, and weights that are not there.
     - The scheduler "reduce_on_plateau" works: torch 2.7 took the option `verbose` from it.
     """
     from allennlp.common import plugins
@@ -172,7 +175,8 @@ def _check_config(config: Any) -> None:
     given = config.get("trainer", {})
     if given.get("type", "gradient_descent") == "gradient_descent":
         known = inspect.signature(GradientDescentTrainer.from_partial_objects).parameters
-        unknown = given.keys() - (known.keys() - {"kwargs"}) - {"type"}
+        # run_sanity_checks: the old name of run_confidence_checks, which AllenNLP still takes
+        unknown = given.keys() - (known.keys() - {"kwargs"}) - {"type", "run_sanity_checks"}
         if unknown:
             raise ConfigurationError(f"trainer: unknown options {', '.join(sorted(unknown))}")
 
@@ -192,6 +196,18 @@ def _register_train() -> None:
     from allennlp.commands.subcommand import Subcommand
     from allennlp.commands.train import Train
     from allennlp.common import Params
+    from allennlp.training import GradientDescentTrainer
+
+    begun = False
+    try_train = GradientDescentTrainer._try_train  # is after on_start, where a callback may refuse
+
+    @functools.wraps(try_train)
+    def begin(self: Any) -> Any:
+        nonlocal begun
+        begun = True
+        return try_train(self)
+
+    GradientDescentTrainer._try_train = begin
 
     @Subcommand.register("train", exist_ok=True)
     class TrainIntoRuns(Train):
@@ -200,7 +216,10 @@ def _register_train() -> None:
             train = subparser.get_default("func")
 
             def train_into_runs(args: Namespace) -> None:
-                if args.serialization_dir is None:
+                nonlocal begun
+                begun = False
+                named = args.serialization_dir is not None
+                if not named:
                     args.serialization_dir = os.path.join("runs", Path(args.param_path).stem)
                 directory = Path(args.serialization_dir)
                 new = not directory.exists()
@@ -208,10 +227,11 @@ def _register_train() -> None:
                 try:
                     train(args)
                 except BaseException:
-                    begun = [*directory.glob("run.json"), *directory.glob("model_state_*")]
-                    if new and not begun:
+                    if new and not begun and not any(any(directory.glob(name)) for name in BEGUN):
                         shutil.rmtree(directory, ignore_errors=True)
                     raise
+                if new and args.dry_run and not named:
+                    shutil.rmtree(directory, ignore_errors=True)
 
             option = subparser._option_string_actions["--serialization-dir"]
             option.required = False

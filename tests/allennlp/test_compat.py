@@ -188,13 +188,20 @@ class TestCommands:
 
     @pytest.fixture
     def train(self, monkeypatch):
-        """Runs `allennlp train` up to the training; returns what that is called with."""
+        """Runs `allennlp train` up to the training, for which it calls `doing` if given; returns
+        what the training is called with."""
         from allennlp import commands
 
-        def train(*arguments):
+        def train(*arguments, doing=None):
             called = {}
+
+            def train_model_from_file(**args):
+                called.update(args)
+                if doing:
+                    doing(**args)
+
             monkeypatch.setattr(
-                "allennlp.commands.train.train_model_from_file", lambda **args: called.update(args)
+                "allennlp.commands.train.train_model_from_file", train_model_from_file
             )
             monkeypatch.setattr(sys, "argv", ["allennlp", "train", *arguments])
             monkeypatch.setattr(commands, "import_plugins", lambda: None)
@@ -232,6 +239,60 @@ class TestCommands:
         monkeypatch.setattr(commands, "import_plugins", lambda: None)
         with pytest.raises(ConfigurationError, match="already exists and is not empty"):
             commands.main()
+
+    @pytest.mark.parametrize(
+        ("written", "kept"),
+        [
+            ("out.log", False),
+            ("training begins", True),
+            ("best.th", True),
+            ("out_worker0.log", True),
+        ],
+    )
+    def test_a_new_folder_goes_unless_training_has_begun(
+        self, train, tmp_path, monkeypatch, written, kept
+    ):
+        from allennlp.training import GradientDescentTrainer
+
+        def fail(serialization_dir, **_):
+            Path(serialization_dir).mkdir(parents=True)
+            (Path(serialization_dir) / written).touch()
+            if written == "training begins":
+                GradientDescentTrainer._try_train(object())
+            raise AttributeError
+
+        (tmp_path / "mine.jsonnet").write_text("{}")
+        monkeypatch.chdir(tmp_path)
+        with pytest.raises(AttributeError):
+            train("mine.jsonnet", doing=fail)
+        assert Path("runs/mine").exists() == kept
+
+    @pytest.mark.parametrize("named", [False, True])
+    def test_a_dry_run_leaves_no_folder_that_nobody_named(
+        self, train, tmp_path, monkeypatch, named
+    ):
+        def make(serialization_dir, **_):
+            Path(serialization_dir).mkdir(parents=True)
+
+        (tmp_path / "mine.jsonnet").write_text("{}")
+        monkeypatch.chdir(tmp_path)
+        directory = Path("runs/mine")
+        options = ["-s", str(directory)] if named else []
+        train("mine.jsonnet", "--dry-run", *options, doing=make)
+        assert directory.exists() == named
+        directory.mkdir(parents=True, exist_ok=True)
+        train("mine.jsonnet", "--dry-run", "--force", doing=lambda **_: None)
+        assert directory.exists()  # it was there before
+
+    def test_the_old_name_of_the_trainers_checks_is_taken(self, train, tmp_path):
+        from allennlp.common.checks import ConfigurationError
+
+        config = tmp_path / "mine.jsonnet"
+        config.write_text('{"trainer": {"run_sanity_checks": false}}')
+        assert train(str(config), "-s", str(tmp_path / "run"))
+        config.write_text('{"trainer": {"run_sanity_check": false}}')
+        with pytest.raises(ConfigurationError, match=r"options run_sanity_check$"):
+            train(str(config))
 
     def test_evaluate_and_predict_are_untouched(self):
         from allennlp.commands.subcommand import Subcommand
