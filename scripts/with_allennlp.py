@@ -2,33 +2,25 @@
 
 AllenNLP writes its files in place, so a run that was killed, or that a full disk ended, leaves some
 of them half written. Before a training is continued, such files are found and dealt with: see
-`train`.
+`train`, and qrnn/allennlp/recovery.py for the checkpoints.
 """
 
 import json
-import re
 import shutil
 import subprocess
 import sys
 import tarfile
-import zipfile
 import zlib
 from collections.abc import Callable
 from gzip import BadGzipFile
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import records
 import torch
 from fetch import read_json, write_atomically
 
 MEASURES = {"accuracy": "dev", "perplexity": "valid"}  # and the field's name of the part chosen on
-STATE = re.compile(r"(?:model|training)_state_e(\d+)_b(\d+)\.th")
-
-
-class Checkpoint(NamedTuple):
-    model: Path  # the file
-    state: dict[str, Any]  # of the trainer
 
 
 def train(
@@ -43,6 +35,8 @@ def train(
     Trains no more where training has ended and its archive is whole. begun is called before
     anything is trained, with whether it is from the start.
     """
+    from qrnn.allennlp import recovery  # slow: it imports allennlp
+
     if finished(directory):
         begun(False)
         return
@@ -51,8 +45,8 @@ def train(
     # Where these two are, the training that is about to run has ended: see finished.
     for name in ("metrics.json", "model.tar.gz"):
         (directory / name).unlink(missing_ok=True)
-    checkpoint = newest_checkpoint(directory)
-    if not checkpoint or not has_best(directory, checkpoint):
+    checkpoint = recovery.newest_checkpoint(directory)
+    if not checkpoint or not recovery.has_best(directory, checkpoint):
         if directory.exists():
             print(f"{directory} holds nothing to continue from: training starts anew")
             shutil.rmtree(directory)
@@ -92,50 +86,6 @@ def require(directory: Path) -> None:
         sys.exit(f"error: {directory} is not, or not wholly, what allennlp train ends with")
     if not (directory / "run.json").exists():
         sys.exit(f'error: there is no {directory}/run.json: train with the callback "run_file"')
-
-
-def newest_checkpoint(directory: Path) -> Checkpoint | None:
-    """The newest one with both of its files whole. Newer ones are removed: AllenNLP would try the
-    newest, and would not write those again that are there."""
-    found = [STATE.fullmatch(file.name) for file in directory.glob("*_state_*.th")]
-    points = {(int(match[1]), int(match[2])) for match in found if match}
-    for epochs, batches in sorted(points, reverse=True):
-        model, training = files = [
-            directory / f"{kind}_state_e{epochs}_b{batches}.th" for kind in ("model", "training")
-        ]
-        if all(map(is_whole, files)):
-            return Checkpoint(model, torch.load(training, map_location="cpu", weights_only=False))
-        print(f"{directory}: the checkpoint after {epochs} epochs is not whole and is removed")
-        for file in files:
-            file.unlink(missing_ok=True)
-    return None
-
-
-def is_whole(file: Path) -> bool:
-    """Whether a file of torch.save is all there, by its checksums."""
-    try:
-        with zipfile.ZipFile(file) as content:
-            return content.testzip() is None
-    except (FileNotFoundError, zipfile.BadZipFile, EOFError, NotImplementedError, ValueError):
-        return False
-
-
-def has_best(directory: Path, checkpoint: Checkpoint) -> bool:
-    """Makes best.th, which is written after the checkpoint, be of the best epoch; False if the
-    weights of that epoch are lost."""
-    best, state = directory / "best.th", checkpoint.state
-    newest_is_best = state["metric_tracker"]["is_best_so_far"]
-    if not newest_is_best or state["batches_in_epoch_completed"]:
-        return is_whole(best)
-    part = best.with_suffix(".part")
-    average = state.get("moving_average", {"steps": 0})
-    if average.get("steps") != 0:  # nt_asgd's, which may not have begun, counts steps
-        weights = torch.load(checkpoint.model, map_location="cpu", weights_only=True)
-        torch.save({**weights, **average["shadows"]}, part)
-    else:
-        shutil.copyfile(checkpoint.model, part)
-    part.replace(best)
-    return True
 
 
 def mended_config(config: Path, directory: Path, overrides: str) -> dict[str, Any]:

@@ -21,7 +21,8 @@ import sacrebleu
 import torch
 import yaml
 from fetch import read_json, write_atomically
-from with_allennlp import is_whole
+
+from qrnn.checkpoints import is_whole
 
 LOGGED = re.compile(r"Step:\s+(\d+), .*Tokens per Sec:\s+(\d+)")
 STAMP = re.compile(r"^(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d+) ", re.MULTILINE)

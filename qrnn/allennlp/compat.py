@@ -54,6 +54,8 @@ def extend() -> None:
       the run fails before training begins (for want of data, say), or it would be in the way of the
       next, as that of a --dry-run without -s would. Several processes have begun when they start.
     - An option that the trainer does not know is an error, and weights that are not there.
+    - `allennlp train --recover` goes on from the newest checkpoint that is whole, and with best.th
+      of the best epoch; it is an error if its weights are lost.
     - The scheduler "reduce_on_plateau" works: torch 2.7 took the option `verbose` from it.
     """
     from allennlp.common import plugins
@@ -192,6 +194,19 @@ def _weights(config: Any) -> Iterator[str]:
             yield from _weights(part)
 
 
+def _mend_checkpoints(directory: Path) -> None:
+    from allennlp.common.checks import ConfigurationError
+
+    from qrnn.allennlp import recovery
+
+    checkpoint = recovery.newest_checkpoint(directory)
+    if checkpoint and not recovery.has_best(directory, checkpoint):
+        raise ConfigurationError(
+            f"{directory}/best.th is missing or damaged, and the newest checkpoint that is whole "
+            "is not of the best epoch: its weights are lost. Train anew, with --force"
+        )
+
+
 def _register_train() -> None:
     from allennlp.commands.subcommand import Subcommand
     from allennlp.commands.train import Train
@@ -224,6 +239,8 @@ def _register_train() -> None:
                 directory = Path(args.serialization_dir)
                 new = not directory.exists()
                 _check_config(Params.from_file(args.param_path, args.overrides).as_dict(quiet=True))
+                if args.recover:
+                    _mend_checkpoints(directory)
                 try:
                     train(args)
                 except BaseException:

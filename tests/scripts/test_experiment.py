@@ -29,8 +29,12 @@ class Commands:
             overrides = json.loads(called[called.index("-o") + 1])
             config = {"train_data_path": "data/imdb/train.jsonl", **overrides}
             (directory / "config.json").write_text(json.dumps(config | {"trainer": {}}))
-            tracker = {"is_best_so_far": True, "epochs_with_no_improvement": 0}
-            state = {"metric_tracker": tracker, "batches_in_epoch_completed": 0}
+            state = {
+                "metric_tracker": {"best_epoch": 0, "epochs_with_no_improvement": 0},
+                "epochs_completed": 1,
+                "batches_in_epoch_completed": 0,
+                "best_model_filename": "best.th",
+            }
             for kind in ("model", "training"):
                 torch.save(state, directory / f"{kind}_state_e1_b0.th")
             self.die("train", called)
