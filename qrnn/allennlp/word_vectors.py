@@ -2,14 +2,17 @@
 
 import json
 import logging
+import math
 import zlib
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Dict, Iterable, Optional, Tuple
+from typing import Dict, Iterable, Iterator, Optional, Tuple
 
 import torch
 from allennlp.common.checks import ConfigurationError
 from allennlp.data import Instance, Vocabulary
 from allennlp.modules.token_embedders import Embedding, TokenEmbedder
+from allennlp.modules.token_embedders.embedding import EmbeddingsTextFile
 
 logger = logging.getLogger(__name__)
 
@@ -22,6 +25,38 @@ def vectors_source(file: str) -> Tuple[str, Optional[Dict[str, str]]]:
         return f"{about['name']} ({about['note']})", about.get("data")
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return f"{file}, not prepared by scripts/vectors.py", None
+
+
+@contextmanager
+def _named(file: str, dim: int) -> Iterator[None]:
+    """Makes an error in reading vectors of size `dim` one that names the file."""
+    try:
+        yield
+    except (EOFError, OSError, UnicodeDecodeError, zlib.error) as error:
+        raise ConfigurationError(
+            f"{file} is damaged or incomplete ({error}): see `make download-glove`"
+        ) from error
+    except StopIteration as error:
+        raise ConfigurationError(f"{file} is empty: see `make download-glove`") from error
+    except (ValueError, RuntimeError) as error:  # from numpy, or from torch for a NaN
+        wrong = _wrong_word(file, dim)
+        if wrong is None:
+            raise
+        raise ConfigurationError(
+            f"{file}: the vector of {wrong!r} is not of finite numbers"
+        ) from error
+
+
+def _wrong_word(file: str, dim: int) -> Optional[str]:
+    with EmbeddingsTextFile(file) as lines:
+        for line in lines:
+            word, *numbers = line.rstrip().split(" ")
+            try:
+                if len(numbers) == dim and not all(math.isfinite(float(x)) for x in numbers):
+                    return word
+            except ValueError:
+                return word
+    return None
 
 
 @Vocabulary.register("word_vectors", constructor="from_instances")
@@ -43,6 +78,10 @@ class WordVectorsVocabulary(Vocabulary):
         vocab_namespace: str = "tokens",
     ) -> "WordVectorsVocabulary":
         found = pretrained_file is not None and Path(pretrained_file).exists()
+        if found:
+            assert pretrained_file is not None
+            with _named(pretrained_file, 0), EmbeddingsTextFile(pretrained_file):
+                pass  # its first line is read before the instances are
         vocabulary = super().from_instances(
             instances,
             min_count=min_count,
@@ -92,7 +131,8 @@ class WordVectors(Embedding):
                 pretrained_file,
             )
         padded = vocab.is_padded(vocab_namespace)
-        try:
+        reading = _named(str(pretrained_file), embedding_dim) if found else nullcontext()
+        with reading:
             super().__init__(
                 embedding_dim=embedding_dim,
                 padding_index=0 if padded else None,
@@ -101,10 +141,6 @@ class WordVectors(Embedding):
                 pretrained_file=pretrained_file if found else None,
                 vocab=vocab,
             )
-        except (EOFError, OSError, zlib.error) as error:
-            raise ConfigurationError(
-                f"{pretrained_file} is damaged or incomplete ({error}): see `make download-glove`"
-            ) from error
         self.dropout = torch.nn.Dropout(dropout)
         with torch.no_grad():
             if not found:

@@ -88,6 +88,26 @@ def test_a_damaged_file_is_named(vocabulary, file):
         embedder(vocabulary, pretrained_file=file[0])
 
 
+@pytest.mark.parametrize("number", ["x", "nan", "inf"])
+def test_a_vector_that_is_not_of_numbers_is_named(vocabulary, tmp_path, number):
+    path = tmp_path / "tiny.txt"
+    path.write_text(f"word word3 1 2\nword1 1 2\nword3 1 {number}\nword2 3 4\n")
+    with pytest.raises(ConfigurationError, match=r"tiny\.txt: the vector of 'word3' is not of fin"):
+        embedder(vocabulary, embedding_dim=2, pretrained_file=str(path))
+
+
+def test_an_empty_file_is_named_before_the_data_is_read(vocabulary, tmp_path):
+    path = tmp_path / "tiny.txt"
+    path.touch()
+    with pytest.raises(ConfigurationError, match=r"tiny\.txt is empty"):
+        embedder(vocabulary, pretrained_file=str(path))
+    params = Params({"type": "word_vectors", "pretrained_file": str(path)})
+    instances = iter([Instance({})])
+    with pytest.raises(ConfigurationError, match=r"tiny\.txt is empty"):
+        Vocabulary.from_params(params, instances=instances)
+    assert list(instances)  # still there
+
+
 def test_a_word_seen_once_is_known_if_it_has_a_vector(file, tmp_path):
     def words(path):
         fields = {"tokens": TextField([*map(Token, ["once", "never", "word3", "more", "more"])])}
