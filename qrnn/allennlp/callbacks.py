@@ -59,10 +59,13 @@ class RunFile(TrainerCallback):
                     f"the word vectors ({own.source}) are those of the words of other reviews than "
                     f"{config['train_data_path']}: run `make download-glove` for that set again"
                 )
+        source = vectors[0].source if vectors else None
+        if vectors and config["model"].get("type") == "from_archive":  # it drops pretrained_file
+            source = f"those of {config['model']['archive_file']}"
         self.run = {
             "command": shlex.join(["allennlp", *sys.argv[1:]]),
             "data": data,
-            "vectors": vectors[0].source if vectors else None,
+            "vectors": source,
             "device": str(trainer.cuda_device),
             "seed": config.get("pytorch_seed"),
             "versions": {name: _version(name) for name in PACKAGES},

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from allennlp.common.checks import ConfigurationError
+from allennlp.data import Vocabulary
 
 from qrnn.allennlp import BFloat16Autocast, RunFile, WordVectors
 
@@ -27,7 +28,7 @@ def test_the_model_runs_in_bfloat16_until_the_end(tmp_path):
 def test_vectors_of_other_reviews_are_an_error(tmp_path, files):
     """They lack words that a set reduced to these reviews would have."""
     (tmp_path / "config.json").write_text(
-        json.dumps({"train_data_path": f"{tmp_path}/train.jsonl"})
+        json.dumps({"train_data_path": f"{tmp_path}/train.jsonl", "model": {}})
     )
     meta = {"official": True, "note": "x"} | ({"files": files} if files else {})
     (tmp_path / "meta.json").write_text(json.dumps(meta))
@@ -43,3 +44,15 @@ def test_vectors_of_other_reviews_are_an_error(tmp_path, files):
     else:
         callback.on_start(trainer)
         assert json.loads((tmp_path / "run.json").read_text())["vectors"] == "Tiny"
+
+
+def test_vectors_of_an_archive_are_said_to_be_its_own(tmp_path):
+    model = {"type": "from_archive", "archive_file": "runs/first/model.tar.gz"}
+    config = {"train_data_path": f"{tmp_path}/train.jsonl", "model": model}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "meta.json").write_text('{"official": true, "note": "x"}')
+    vectors = WordVectors(2, Vocabulary({"tokens": {"word": 1}}))
+    trainer = SimpleNamespace(_pytorch_model=vectors, cuda_device=torch.device("cpu"))
+    RunFile(str(tmp_path)).on_start(trainer)
+    told = json.loads((tmp_path / "run.json").read_text())["vectors"]
+    assert told == "those of runs/first/model.tar.gz"
