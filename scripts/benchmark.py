@@ -18,6 +18,7 @@ took turns on it. `make report` renders the records.
 import argparse
 import copy
 import json
+import os
 import shlex
 import sys
 import tempfile
@@ -360,13 +361,16 @@ def peers(device: Device, seconds: float) -> Iterator[Row]:
     Each has its inputs and its gradient in its own layout. One that cannot be used, or that is
     wrong, is a row without a ratio, with the reason.
     """
+    late: set[str] = set()
     if device.kind == "cuda":
-        neighbours.compile_side_by_side(PEER_SHAPES["cuda"])
+        late = neighbours.compile_side_by_side(PEER_SHAPES["cuda"])
     for name, find in neighbours.PEERS.items():
         blank: Row = {"peer": name, "batch": None, "length": None, "units": None, "mode": None}
         blank |= {"ratio": None, "graph_ratio": None, "reason": None}
         blank |= device.milliseconds(ms=None, graph_ms=None, our_ms=None, our_graph_ms=None)
         try:
+            if name in late:
+                raise TimeoutError(f"not compiled within {neighbours.SECONDS} s")
             peer = find()
         except Exception as error:
             yield {**blank, "reason": reason(error)}
@@ -726,7 +730,10 @@ def main() -> None:
     needs = {"translation": "joeynmt", "reviews": "allennlp"}
     cannot |= {suite for suite, package in needs.items() if find_spec(package) is None}
     suites = arguments.suites or [name for name in SUITES if name not in cannot]
-    failed = [name for name in suites if not measured(name, device, arguments)]
+    with tempfile.TemporaryDirectory() as own:
+        # torch would wait without end for the lock of an earlier run's build that was killed
+        os.environ.setdefault("TORCH_EXTENSIONS_DIR", own)
+        failed = [name for name in suites if not measured(name, device, arguments)]
     if failed:
         sys.exit(f"failed: {', '.join(failed)}")
 

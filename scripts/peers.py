@@ -94,25 +94,34 @@ PEERS: dict[str, Callable[[], Peer]] = {
 """Name to a function that finds the peer; it raises whatever keeps the peer from being used."""
 
 MANY = 128  # steps, of which no peer but torch.compile makes other kernels than of more
+SECONDS = 300  # that a process may compile
 
 
-def compile_side_by_side(shapes: Sequence[tuple[int, int, int]]) -> None:
+def compile_side_by_side(shapes: Sequence[tuple[int, int, int]]) -> set[str]:
     """Has all peers put into their caches on disk what they compile at the first call.
 
     In a process for each peer and H of the shapes (B, T, H), on a GPU: one after the other they
-    would take minutes. Which of them fails, and why, shows where it is measured.
+    would take minutes. Returns the peers that took more than SECONDS, which must not be used: they
+    may wait without end, as torch does for the lock of a build that was killed. Which of the others
+    fails, and why, shows where it is measured.
     """
     shortest = {shape[2]: shape for shape in sorted(shapes, key=lambda s: s[1], reverse=True)}
     # which kernel is fastest fla has to find out, and remember, with nothing beside it
     environment = os.environ | {"FLA_CACHE_RESULTS": "0"}
+    late = set()
 
     def compile_one(task: tuple[str, tuple[int, int, int]]) -> None:
         name, shape = task
-        command = [sys.executable, __file__, name, *map(str, shape)]
-        subprocess.run(command, env=environment, capture_output=True, check=False)
+        # `timeout` ends the compilers as well, and then returns 124
+        command = ["timeout", str(SECONDS), sys.executable, __file__, name, *map(str, shape)]
+        nowhere = subprocess.DEVNULL
+        run = subprocess.run(command, env=environment, stdout=nowhere, stderr=nowhere, check=False)
+        if run.returncode == 124:
+            late.add(name)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         list(pool.map(compile_one, product(PEERS, shortest.values())))
+    return late
 
 
 def first_call(name: str, B: int, T: int, H: int, device: str) -> None:

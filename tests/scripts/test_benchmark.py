@@ -1,4 +1,6 @@
+import os
 import warnings
+from pathlib import Path
 
 import benchmark
 import pytest
@@ -76,6 +78,7 @@ def main(monkeypatch, tmp_path):
         monkeypatch.setattr("sys.argv", argv)
         benchmark.main()
 
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "extensions"))
     return run
 
 
@@ -128,6 +131,36 @@ def test_a_peer_that_is_absent_wrong_or_too_slow_has_a_reason_and_no_ratio(monke
     assert rows["absent", None, None]["reason"] == "No module named 'absent'"
     assert rows["wrong", 8, "forward"]["reason"].startswith("wrong: result 0 is off by")
     assert [row["ratio"] for row in table].count(None) == len(table) - 2
+
+
+def test_a_peer_that_does_not_end_compiling_is_not_touched(monkeypatch):
+    gpu = Accelerated()
+    gpu.kind = "cuda"
+    monkeypatch.setitem(SIZES["PEER_SHAPES"], "cuda", ())
+    monkeypatch.setattr(benchmark.neighbours, "compile_side_by_side", lambda shapes: {"itself"})
+    monkeypatch.setitem(benchmark.neighbours.PEERS, "itself", None)
+    reasons = {row["peer"]: row["reason"] for row in benchmark.peers(gpu, 0.0)}
+    assert reasons["itself"] == "not compiled within 300 s"
+    assert reasons["absent"] == "No module named 'absent'"
+
+
+def test_a_run_builds_extensions_in_a_folder_of_its_own_unless_told_where(
+    main, tmp_path, monkeypatch
+):
+    folders = []
+
+    def suite(device, seconds):
+        folders.append(Path(os.environ["TORCH_EXTENSIONS_DIR"]))
+        assert folders[0] == tmp_path / "extensions" or folders[-1].is_dir()
+        yield {}
+
+    monkeypatch.setitem(benchmark.SUITES, "peers", suite)
+    main("peers", "--device", "cpu")
+    for _ in range(2):
+        monkeypatch.delenv("TORCH_EXTENSIONS_DIR")
+        main("peers", "--device", "cpu")
+    assert folders[0] == tmp_path / "extensions" and len(set(folders)) == 3
+    assert not any(folder.exists() for folder in folders)
 
 
 def test_a_suite_that_fails_is_named_and_does_not_stop_the_others(

@@ -1,6 +1,8 @@
 """The adapters against stand-ins that do, in plain PyTorch, what the projects' documents say."""
 
+import subprocess
 import sys
+import time
 from types import ModuleType
 
 import peers
@@ -91,8 +93,35 @@ def test_the_first_call_goes_forward_and_backward(monkeypatch):
 
 def test_each_peer_is_compiled_for_each_size_in_a_process_of_its_own(monkeypatch):
     commands = []
+
+    def run(command, **_):
+        commands.append(command[-4:])
+        return subprocess.CompletedProcess(command, 1)
+
     monkeypatch.setattr(peers, "PEERS", dict.fromkeys("AB"))
-    monkeypatch.setattr(peers.subprocess, "run", lambda command, **_: commands.append(command[2:]))
-    peers.compile_side_by_side([(8, 64, 4), (9, 128, 4), (1, 7, 5)])
+    monkeypatch.setattr(peers.subprocess, "run", run)
+    assert not peers.compile_side_by_side([(8, 64, 4), (9, 128, 4), (1, 7, 5)])
     of_each = [["8", "64", "4"], ["1", "7", "5"]]
     assert sorted(commands) == sorted([name, *shape] for name in "AB" for shape in of_each)
+
+
+def test_a_peer_that_does_not_end_compiling_is_ended_with_what_it_started(monkeypatch, tmp_path):
+    program = tmp_path / "peers.py"
+    program.write_text(
+        "import subprocess, sys\n"
+        "if sys.argv[1] == 'waits':\n"
+        "    child = subprocess.Popen(['sleep', '300'])\n"
+        f"    open({str(tmp_path / 'child')!r}, 'w').write(str(child.pid))\n"
+        "    child.wait()\n"
+    )
+    monkeypatch.setattr(peers, "__file__", str(program))
+    monkeypatch.setattr(peers, "PEERS", dict.fromkeys(["ends", "waits"]))
+    monkeypatch.setattr(peers, "SECONDS", 2)
+    assert peers.compile_side_by_side([(8, 64, 4)]) == {"waits"}
+    ps = ["ps", "-o", "args=", "-p", (tmp_path / "child").read_text()]
+    for _ in range(100):  # it has its signal, and may be about to go
+        left = subprocess.run(ps, capture_output=True, text=True, check=False).stdout
+        if "sleep 300" not in left:
+            return
+        time.sleep(0.05)
+    raise AssertionError(left)
