@@ -14,6 +14,8 @@ GATES = {"f": 2, "fo": 3, "ifo": 4}
 
 DIRECTIONS = {"forward": 1, "reverse": 1, "both": 2}
 
+_REVERSE = {"forward": [False], "reverse": [True], "both": [False, True]}
+
 _SPLITMIX = (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
 
 
@@ -44,11 +46,14 @@ def uniform(seed: Tensor, count: int) -> Tensor:
 
 
 class _Activated(NamedTuple):
-    """The activations (T, B, D, H), in at least float32, with padding at zero pre-activation."""
+    """The activations (T, B, D, H), in at least float32.
+
+    In padding z and the update gate are zero, so that the cell stays as it is.
+    """
 
     z: Tensor
     sigmoid_f: Tensor
-    alive: Tensor | float  # what zoneout makes of the update gate, as a factor
+    alive: Tensor | float  # what zoneout and padding make of the update gate, as a factor
     o: Tensor | None
     i: Tensor | None
     valid: Tensor | None  # (T, B, 1, 1), False in padding
@@ -81,7 +86,9 @@ def _activate(
     alive: Tensor | float = 1 - zoneout
     if seed is not None:
         alive = (uniform(seed, z.numel()).view(z.shape) >= zoneout).to(z.dtype)
-    o, i = (*(gate.sigmoid() for gate in rest), None, None)[:2]
+    if valid is not None:
+        alive = alive * valid.to(z.dtype)
+    o, i, *_ = *(gate.sigmoid() for gate in rest), None, None
     return _Activated(z.tanh(), f.sigmoid(), alive, o, i, valid)
 
 
@@ -103,14 +110,10 @@ def pool(
     T, B, D, H = z.shape
     start = z.new_zeros(D, B, H) if c0 is None else _widen(c0)
     cells, last = [], []
-    for d in range(D):
-        c, column = start[d], []
-        for t in _order(T, direction, d):
-            new = (1 - update[t, :, d]) * c + added[t, :, d]
-            c = new if valid is None else new.where(valid[t, :, 0], c)
-            column.append(c)
-        cells.append(torch.stack([column[s] for s in _order(T, direction, d)]) if T else z[:, :, d])
-        last.append(c)
+    for d, reverse in enumerate(_REVERSE[direction]):
+        c = linear_recurrence(1 - update[:, :, d], added[:, :, d], start[d], reverse)
+        cells.append(c)
+        last.append(c[0 if reverse else -1] if T else start[d])
     c_TBDH = torch.stack(cells, 2)
     if valid is not None:
         c_TBDH = c_TBDH.where(valid, 0)
@@ -156,28 +159,17 @@ def pool_backward(
     grad_new = grad if o is None else grad * o
     start = z.new_zeros(D, B, H) if c0 is None else _widen(c0)
     end = torch.zeros_like(start) if grad_c_n is None else _widen(grad_c_n)
+    # in reverse a sequence starts from its padding, which holds c0
+    c = c_TBDH if valid is None else c_TBDH.where(valid, start.transpose(0, 1))
     grad_cells, before, grad_start = [], [], []
-    for d in range(D):
-        g, column = end[d], []
-        order = list(_order(T, direction, d))
-        for t in reversed(order):
-            at_step = grad_new[t, :, d] + g
-            column.append(at_step)
-            g_before = at_step * (1 - update[t, :, d])
-            g = g_before if valid is None else g_before.where(valid[t, :, 0], g)
-        column.reverse()
-        grad_cells.append(torch.stack([column[s] for s in order]) if T else z[:, :, d])
-        grad_start.append(g)
-        shifted = [start[d] if s == 0 else c_TBDH[order[s - 1], :, d] for s in range(T)]
-        before.append(torch.stack([shifted[s] for s in order]) if T else z[:, :, d])
+    for d, reverse in enumerate(_REVERSE[direction]):
+        g, g_start = _gradient_scan(grad_new[:, :, d], 1 - update[:, :, d], end[d], reverse)
+        grad_cells.append(g)
+        grad_start.append(g_start)
+        before.append(_before(c[:, :, d], start[d], reverse))
     g_TBDH, c_before = torch.stack(grad_cells, 2), torch.stack(before, 2)
-    if lengths is not None and valid is not None:
+    if valid is not None:
         g_TBDH = g_TBDH.where(valid, 0)
-        # in reverse a sequence starts at its own last step, not at the batch's
-        at_end = torch.arange(T, device=gates.device)[:, None] == lengths - 1
-        for d in range(D):
-            if direction == "reverse" or d == 1:
-                c_before[:, :, d] = start[d].where(at_end[:, :, None], c_before[:, :, d])
     grads = [
         g_TBDH * (update if i is None else i) * (1 - z * z),
         g_TBDH * (c_before - z if i is None else c_before) * gate.alive * f * (1 - f),
@@ -197,11 +189,6 @@ def pool_backward(
     return grad_gates.to(gates.dtype), torch.stack(grad_start).to(gates.dtype)
 
 
-def _order(T: int, direction: str, d: int) -> range:
-    """The steps in the order in which direction d takes them; it is its own inverse."""
-    return range(T - 1, -1, -1) if direction == "reverse" or d == 1 else range(T)
-
-
 def _is_final(T: int, lengths: Tensor | None, direction: str, device: torch.device) -> Tensor:
     """(T, B or 1, D, 1): whether a direction's last step of a sequence is this one.
 
@@ -210,7 +197,7 @@ def _is_final(T: int, lengths: Tensor | None, direction: str, device: torch.devi
     steps = torch.arange(T, device=device)[:, None]
     last = steps == (T - 1 if lengths is None else lengths - 1)
     first = (steps == 0).expand_as(last)
-    ends = {"forward": [last], "reverse": [first], "both": [last, first]}[direction]
+    ends = [first if reverse else last for reverse in _REVERSE[direction]]
     return torch.stack(ends, 2)[..., None]
 
 
@@ -232,19 +219,23 @@ def linear_recurrence_backward(
     grad_h: Tensor, f: Tensor, h0: Tensor, h: Tensor, reverse: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients at f, x and h0."""
-    T = f.shape[0]
-    g, grad_f, grad_x = _widen(torch.zeros_like(h0)), [], []
+    grad_x, grad_h0 = _gradient_scan(grad_h, f, _widen(torch.zeros_like(h0)), reverse)
+    grad_f = grad_x * _before(h, h0, reverse)
+    return grad_f.to(f.dtype), grad_x.to(f.dtype), grad_h0.to(f.dtype)
+
+
+def _gradient_scan(grad_h: Tensor, f: Tensor, g: Tensor, reverse: bool) -> tuple[Tensor, Tensor]:
+    """The gradients at x and h0, where g is what the last h has besides grad_h."""
+    T, grad_x = f.shape[0], []
     for t in range(T) if reverse else range(T - 1, -1, -1):
-        g = grad_h[t] + g
-        before = t + 1 if reverse else t - 1
-        grad_f.append(g * (h[before] if 0 <= before < T else h0))
-        grad_x.append(g)
-        g = f[t] * g
-    if not T:
-        return f.clone(), f.clone(), g.to(f.dtype)
-    order = slice(None) if reverse else slice(None, None, -1)
-    at_f, at_x = (torch.stack(grads[order]).to(f.dtype) for grads in (grad_f, grad_x))
-    return at_f, at_x, g.to(f.dtype)
+        grad_x.append(grad_h[t] + g)
+        g = f[t] * grad_x[-1]
+    return torch.stack(grad_x if reverse else grad_x[::-1]) if T else grad_h.clone(), g
+
+
+def _before(h: Tensor, h0: Tensor, reverse: bool) -> Tensor:
+    """h_{t-1}, from h0 on, of every step t."""
+    return torch.cat([h, h0[None]])[1:] if reverse else torch.cat([h0[None], h])[:-1]
 
 
 def windows(x: Tensor, k: int, before: int, after: int) -> Tensor:
