@@ -113,6 +113,23 @@ def origin() -> dict[str, Any]:
     }
 
 
+def is_default(results: Path) -> bool:
+    """Whether it is the folder of the committed records, however it is spelt."""
+    return results.resolve() == RESULTS.resolve()
+
+
+def report_folder(text: str) -> Path:
+    """What --results is given where the report is rendered into it: over another README.md than a
+    report's it would be lost, and over reports/README.md the committed report."""
+    folder = Path(text)
+    if folder.resolve() == RESULTS.parent.resolve():
+        raise argparse.ArgumentTypeError(f"{text} holds the report of {RESULTS}: name that folder")
+    readme = folder / "README.md"
+    if readme.exists() and not readme.read_text("utf-8", "replace").startswith("# Results\n"):
+        raise argparse.ArgumentTypeError(f"{readme} is no report, and would be overwritten")
+    return folder
+
+
 def row_name(text: str) -> str:
     """What --row is given."""
     if not ROW.fullmatch(text):

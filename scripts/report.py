@@ -38,7 +38,9 @@ EXPLAINED = (
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--results", type=Path, default=records.RESULTS, metavar="FOLDER")
+    parser.add_argument(
+        "--results", type=records.report_folder, default=records.RESULTS, metavar="FOLDER"
+    )
     results = parser.parse_args().results
     if not results.is_dir():
         parser.error(f"--results: there is no folder {results}")
@@ -71,11 +73,12 @@ def render(results: Path = records.RESULTS) -> None:
         for part in section.parts
         if isinstance(part, Figure)
     }
-    folder = REPORTS if results == records.RESULTS else results
-    if folder == results:
+    committed = records.is_default(results)
+    folder = REPORTS if committed else results
+    if not committed:
         pages = {name: RECORD.sub(r"\1", text) for name, text in pages.items()}
     files = {folder / name: text for name, text in (pages | plots).items()}
-    if folder == REPORTS:
+    if committed:
         [speed] = (section for section in sections if section.name == PLOT_IN_README)
         readme = Path("README.md")
         files[readme] = readme.read_text(encoding="utf-8")

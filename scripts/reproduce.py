@@ -375,7 +375,7 @@ def parsed() -> tuple[Options, bool]:
     parser.add_argument("--lower", action="store_true", help="lower-case the translation data")
     parser.add_argument(
         "--results",
-        type=Path,
+        type=records.report_folder,
         help="folder of the records: what has none in it is to do, but a training that runs/ holds "
         f"is not repeated; the report is rendered into it; by default {records.RESULTS}",
     )
@@ -569,7 +569,7 @@ def estimate(
 
 
 def elsewhere(options: Options) -> list[str]:
-    return [] if options.results == records.RESULTS else ["--results", str(options.results)]
+    return [] if records.is_default(options.results) else ["--results", str(options.results)]
 
 
 def quick_steps(options: Options) -> list[Step]:

@@ -319,6 +319,37 @@ def test_records_of_another_folder_have_their_report_beside_them(project, monkey
     assert "there is no folder yours" in capsys.readouterr().err and not Path("yours").exists()
 
 
+@pytest.mark.parametrize(
+    ("folder", "told"),
+    [
+        ("reports", "reports holds the report of reports/results: name that folder"),
+        ("reports/results/..", "reports/results/.. holds the report of"),
+        (".", "README.md is no report, and would be overwritten"),
+    ],
+)
+def test_a_folder_whose_readme_would_be_lost_is_refused(project, monkeypatch, capsys, folder, told):
+    rendered(project)
+    before = {file: file.read_bytes() for file in project.rglob("*.*") if file.is_file()}
+    monkeypatch.setattr(sys, "argv", ["report.py", "--results", folder])
+    with pytest.raises(SystemExit):
+        report.main()
+    assert told in capsys.readouterr().err
+    assert {file: file.read_bytes() for file in project.rglob("*.*") if file.is_file()} == before
+
+
+@pytest.mark.parametrize("folder", ["{0}/reports/results", "reports/../reports/results"])
+def test_the_default_folder_is_known_however_it_is_spelt(project, monkeypatch, folder):
+    expected = rendered(project)
+    monkeypatch.setattr(sys, "argv", ["report.py", "--results", folder.format(project)])
+    for file in ("README.md", "reports/README.md"):
+        (project / file).write_text(PAGE, encoding="utf-8")
+    report.main()
+    assert [
+        (project / f).read_text("utf-8") for f in ("README.md", "reports/README.md")
+    ] == expected
+    assert not list(records.RESULTS.glob("*.md"))
+
+
 def test_a_copy_of_a_record_is_no_other_seed(project, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["report.py"])
     [path] = records.RESULTS.iterdir()

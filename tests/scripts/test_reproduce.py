@@ -231,6 +231,8 @@ def test_records_elsewhere_take_their_times_from_those_that_are_committed():
     assert (growth.result, growth.done) == (Path("mine/bench-growth-cpu.json"), False)
     assert (growth.hours, growth.source) == (0.1, "bench-growth-cpu.json")
     assert growth.command[-2:] == report.command[-2:] == ("--results", "mine")
+    phases = reproduce.plan(options("cpu", results=records.RESULTS.resolve()))
+    assert not any("--results" in step.command for phase in phases for step in phase)
     assert reproduce.plan(options("quick"))[2] == []
 
 
@@ -255,6 +257,8 @@ def test_data_that_no_row_needs_any_more_is_not_fetched():
     [
         (["--mirror", "nowhere"], "--mirror: there is no folder nowhere"),
         (["--results", "a-file"], "--results: a-file is no folder"),
+        (["--results", "reports"], "--results: reports holds the report of reports/results"),
+        (["--results", "."], "--results: README.md is no report, and would be overwritten"),
         (["--seeds", "0"], "--seeds: expected at least 1, got 0"),
         (["--profile", "quick", "--seeds", "3"], "--seeds: not with --profile quick"),
         (["--profile", "quick", "--results", "x"], "--results: not with --profile quick"),
@@ -263,6 +267,7 @@ def test_data_that_no_row_needs_any_more_is_not_fetched():
 )
 def test_wrong_options_are_errors_at_the_start(arguments, text, monkeypatch, capsys):
     Path("a-file").touch()
+    Path("README.md").write_text("# QRNN\n")
     monkeypatch.setattr(sys, "argv", ["reproduce.py", "--dry-run", *arguments])
     with pytest.raises(SystemExit):
         reproduce.parsed()
