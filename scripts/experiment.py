@@ -6,7 +6,7 @@ A language model that only serves to start from (imdb-lm) is measured on dev alo
 
 A run that was interrupted is continued from its last checkpoint, and ends as if it had not been.
 One whose record exists is skipped. One that was begun with another config, seed or overrides is an
-error.
+error, and so is other content of the config or of the data.
 """
 
 import argparse
@@ -24,6 +24,7 @@ from typing import Any
 import records
 import with_allennlp
 import with_joeynmt
+from _jsonnet import evaluate_file
 from fetch import read_json, write_atomically
 
 FRAMEWORKS: dict[str, ModuleType] = {
@@ -83,27 +84,32 @@ def run(
     """Returns the path of the record, which is made unless it is there.
 
     Raises BlockingIOError while another process is at work on the same run, and OtherRunError where
-    its folder holds one that was begun with another config, seed or overrides.
+    its folder holds one that was begun with another config, seed, overrides or data.
     """
     target = records.path(results, experiment, row, seed)
     if target.exists():
         return target
     directory = runs / target.stem
     started = runs / target.name
+    framework = FRAMEWORKS[experiment]
     trained = {"config": str(config), "seed": seed, "overrides": overrides or {}}
+    trained |= contents(framework, config, seed, overrides or {})
 
     def begun(anew: bool) -> None:
         if anew:
             write_atomically(started, json.dumps({**records.origin(), "trained": trained}))
-        else:
-            known = read_json(started).get("trained", trained) if started.exists() else None
-            if known != trained:
-                raise OtherRunError(
-                    f"{directory} was begun with {json.dumps(known)}, not with "
-                    f"{json.dumps(trained)}: delete it, or give another --runs"
-                )
+            return
+        known = dict.fromkeys(trained)
+        if started.exists():
+            known = read_json(started).get("trained", {})
+        # what an older version began tells less
+        other = {name: v for name, v in trained.items() if known.get(name, v) != v}
+        if other:
+            raise OtherRunError(
+                f"{directory} was begun with {json.dumps({name: known[name] for name in other})}, "
+                f"not with {json.dumps(other)}: delete it, or give another --runs"
+            )
 
-    framework = FRAMEWORKS[experiment]
     runs.mkdir(parents=True, exist_ok=True)
     with open(started.with_suffix(".lock"), "a") as lock:
         try:
@@ -119,6 +125,24 @@ def run(
     about["command"] = shlex.join(["python", *sys.argv])
     origin = {name: value for name, value in read_json(started).items() if name != "trained"}
     return records.write(results, origin | framework.outcome(directory) | about)
+
+
+def contents(
+    framework: ModuleType, config: Path, seed: int, overrides: dict[str, Any]
+) -> dict[str, str]:
+    """Hashes of the config and of the data, which under the same names may be others."""
+    if framework is with_joeynmt:
+        settings = with_joeynmt.resolved(config, seed, overrides)
+        text = settings["data"]["train"]
+    else:  # what AllenNLP does, too slow to import here
+        settings = json.loads(evaluate_file(str(config), ext_vars=dict(os.environ)))
+        text = overrides.get("train_data_path", settings["train_data_path"])
+    meta = Path(text).with_name("meta.json")
+    told = {"config": settings, "data": read_json(meta).get("files") if meta.exists() else None}
+    return {
+        f"{name}_sha256": records.sha256(json.dumps(value, sort_keys=True))
+        for name, value in told.items()
+    }
 
 
 def ending(status: int) -> str:

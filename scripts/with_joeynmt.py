@@ -44,14 +44,7 @@ def train(
     if not whole and state.exists():
         print(f"{state} is damaged: training starts anew")
         state.unlink()
-    settings = yaml.safe_load(config.read_text(encoding="utf-8"))
-    settings["random_seed"] = seed
-    for name, value in overrides.items():
-        *sections, key = name.split(".")
-        try:
-            functools.reduce(dict.__getitem__, sections, settings)[key] = value
-        except (KeyError, TypeError):
-            sys.exit(f"error: --overrides: {config} has no section for {name}")
+    settings = resolved(config, seed, overrides)
     earlier = attempts(directory)
     for checkpoint in directory.glob("attempt-*/*.ckpt"):
         checkpoint.unlink()
@@ -62,6 +55,19 @@ def train(
     write_atomically(own, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
     call("train", own, "--skip-test")
     (directory / "trained").touch()
+
+
+def resolved(config: Path, seed: int, overrides: dict[str, Any]) -> dict[str, Any]:
+    """The config as it is trained with, but for where it runs."""
+    settings: dict[str, Any] = yaml.safe_load(config.read_text(encoding="utf-8"))
+    settings["random_seed"] = seed
+    for name, value in overrides.items():
+        *sections, key = name.split(".")
+        try:
+            functools.reduce(dict.__getitem__, sections, settings)[key] = value
+        except (KeyError, TypeError):
+            sys.exit(f"error: --overrides: {config} has no section for {name}")
+    return settings
 
 
 def evaluate(directory: Path) -> None:

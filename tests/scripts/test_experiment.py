@@ -10,6 +10,7 @@ import records
 import torch
 import with_allennlp
 
+IMPORT = 'import "base.jsonnet"'
 META = {"name": "imdb", "official": False, "note": "tiny", "fingerprint": "0"}
 
 
@@ -61,6 +62,12 @@ class Commands:
 @pytest.fixture
 def commands(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
+    Path("configs").mkdir()
+    for name in ("imdb", "imdb_lm", "base"):
+        content = '{train_data_path: "data/imdb/train.jsonl"}' if name == "base" else IMPORT
+        Path(f"configs/{name}.jsonnet").write_text(content)
+    Path("data/imdb").mkdir(parents=True)
+    Path("data/imdb/meta.json").write_text(json.dumps(META | {"files": {"train.jsonl": "1"}}))
     fake = Commands()
     monkeypatch.setattr(with_allennlp, "call", fake)
     return fake
@@ -154,6 +161,35 @@ def test_a_run_of_another_command_is_not_taken_for_this_one(commands, dies_at):
     assert len(commands.called) - calls == {"train": 2, "evaluate": 1, "": 0}[dies_at]
 
 
+@pytest.mark.parametrize(
+    ("file", "content", "named"),
+    [
+        ("configs/base.jsonnet", '{train_data_path: "data/imdb/train.jsonl", a: 1}', "config"),
+        ("data/imdb/meta.json", '{"files": {"train.jsonl": "2"}}', "data"),
+    ],
+)
+def test_a_run_goes_on_with_the_content_that_it_was_begun_with(commands, file, content, named):
+    """Not with another under the same name; one that an older version began does not say."""
+    commands.dies_at = "train"
+    with pytest.raises(subprocess.CalledProcessError):
+        run()
+    commands.dies_at = ""
+    Path("configs/imdb.jsonnet").write_text(f"({IMPORT}) + {{}}  # comes to the same")
+    before = Path(file).read_text()
+    Path(file).write_text(content)
+    told = rf'runs/imdb-k2-seed3 was begun with {{"{named}_sha256": "\w+"}}, not with .*: delete it'
+    with pytest.raises(experiment.OtherRunError, match=told):
+        run()
+    started = Path("runs/imdb-k2-seed3.json")
+    known = json.loads(started.read_text())
+    Path(file).write_text(before)
+    run().unlink()
+    Path(file).write_text(content)
+    del known["trained"][f"{named}_sha256"]
+    started.write_text(json.dumps(known))
+    run()
+
+
 def test_two_processes_do_not_train_the_same_run(commands, monkeypatch):
     monkeypatch.setattr(with_allennlp, "call", lambda *_: run())
     with pytest.raises(BlockingIOError, match="another process is at work on runs/imdb-k2-seed3"):
@@ -179,8 +215,8 @@ def test_what_failed_and_how_is_said(commands, monkeypatch, status, text):
         raise subprocess.CalledProcessError(status, ["allennlp", "train"])
 
     monkeypatch.setattr(with_allennlp, "call", call)
-    Path("x.jsonnet").touch()
-    monkeypatch.setattr(sys, "argv", ["experiment.py", "imdb", "x.jsonnet", "--row", "k2"])
+    arguments = ["imdb", "configs/imdb.jsonnet", "--row", "k2"]
+    monkeypatch.setattr(sys, "argv", ["experiment.py", *arguments])
     with pytest.raises(SystemExit) as ended:
         experiment.main()
     said = f"error: allennlp train {text}, see above; the same command continues it"

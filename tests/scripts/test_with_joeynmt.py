@@ -126,6 +126,21 @@ def test_an_interrupted_training_goes_on_in_a_new_attempt(commands):
     assert record["wall_seconds"] == 10.5 + 11.5
 
 
+@pytest.mark.parametrize("named", ["config", "data"])
+def test_an_interrupted_training_goes_on_with_no_other_content(commands, named):
+    commands.dies_at = {"train"}
+    with pytest.raises(subprocess.CalledProcessError):
+        run()
+    if named == "config":
+        Path("config.yaml").write_text(yaml.safe_dump({**CONFIG, "testing": {"beam_size": 1}}))
+    else:
+        Path("data/iwslt/meta.json").write_text('{"official": false, "files": {"train.de": "2"}}')
+    told = f'runs/iwslt-qrnn-seed3 was begun with {{"{named}_sha256": .*: delete it'
+    with pytest.raises(experiment.OtherRunError, match=told):
+        run()
+    assert commands.called == ["train"]
+
+
 def test_an_attempt_that_was_killed_before_it_wrote_anything_counts_for_nothing(commands):
     Path("runs/iwslt-qrnn-seed3/attempt-1").mkdir(parents=True)
     record = run()
