@@ -1,5 +1,6 @@
 """What pip installs, from a wheel and as an editable installation, without a network."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -49,6 +50,33 @@ def wheels(source):
         build = f"import setuptools.build_meta as build; build.build_{kind}({kind!r})"
         assert "Deprecat" not in run(sys.executable, "-c", build, cwd=source)
     return {kind: next((source / kind).glob("*.whl")) for kind in KINDS}
+
+
+@pytest.fixture
+def project(tmp_path):
+    """A folder with the Makefile, installed: .venv/bin/python notes what it is called with, and
+    fails where $FAILING is among that."""
+    (tmp_path / ".venv/bin").mkdir(parents=True)
+    for name in ("requirements.lock", "setup.py", ".venv/installed"):
+        (tmp_path / name).touch()
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    stub = tmp_path / ".venv/bin/python"
+    stub.write_text('#!/bin/sh\necho "$@" >> called\n! [ "$2" = "$FAILING" ]\n')
+    stub.chmod(0o755)
+    return tmp_path
+
+
+def make(project, *arguments, failing="none"):
+    """What Python was called with."""
+    (project / "called").write_text("")
+    run("make", *arguments, cwd=project, env={**os.environ, "FAILING": failing})
+    return (project / "called").read_text()
+
+
+def test_what_needs_onnxscript_is_documented_where_there_is_one(project):
+    assert "qrnn.allennlp qrnn.joeynmt qrnn.onnx\n" in make(project, "docs")
+    called = make(project, "docs", failing="import onnxscript")
+    assert "qrnn.allennlp qrnn.joeynmt\n" in called and "qrnn.onnx" not in called
 
 
 @pytest.fixture
