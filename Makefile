@@ -11,7 +11,9 @@ endif
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
 
-install: .venv/installed  ## set up .venv, PYTHON=python3 (Python 3.11, 3.12 or 3.13)
+# One at a time: a second make would take what the first has half done for interrupted.
+install:  ## set up .venv, PYTHON=python3 (Python 3.11, 3.12 or 3.13)
+	@$$(command -v flock >/dev/null && echo flock Makefile) $(MAKE) --silent .venv/installed
 
 quick: install  ## the main job on small generated data, on CPU, within 10 minutes
 	.venv/bin/python scripts/quick.py

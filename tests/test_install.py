@@ -18,6 +18,14 @@ from qrnn import __version__
 ROOT = Path(__file__).parents[1]
 HOOK = {"qrnn_startup.py", "qrnn_startup.pth"}
 KINDS = ["wheel", "editable"]
+SLOW_VENV = """#!/bin/sh
+echo "$@" >> called
+if [ "$2" = venv ]; then
+  sleep 0.5
+  mkdir -p .venv/bin
+  cp python .venv/bin/python
+fi
+"""
 
 
 def run(*command: object, **options: object) -> str:
@@ -77,6 +85,22 @@ def test_what_needs_onnxscript_is_documented_where_there_is_one(project):
     assert "qrnn.allennlp qrnn.joeynmt qrnn.onnx\n" in make(project, "docs")
     called = make(project, "docs", failing="import onnxscript")
     assert "qrnn.allennlp qrnn.joeynmt\n" in called and "qrnn.onnx" not in called
+
+
+@pytest.mark.skipif(not shutil.which("flock"), reason="util-linux's flock is not installed")
+def test_a_second_make_waits_for_the_first_and_does_not_install_again(project):
+    """Where the first is at work, as .venv/unfinished says."""
+    shutil.rmtree(project / ".venv")
+    python = project / "python"  # stands for a Python whose venv takes a while
+    python.write_text(SLOW_VENV)
+    python.chmod(0o755)
+    command = ["make", "install", f"PYTHON={python}"]
+    makes = [subprocess.Popen(command, cwd=project) for _ in range(2)]
+    assert [process.wait() for process in makes] == [0, 0]
+    called = (project / "called").read_text().splitlines()
+    assert [line for line in called if line.startswith("-m venv")] == ["-m venv .venv"]
+    assert len([line for line in called if "requirements.lock" in line]) == 1
+    assert (project / ".venv/installed").exists()
 
 
 @pytest.fixture
