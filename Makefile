@@ -71,7 +71,7 @@ report: install  ## render the tables of README.md and reports/ from reports/res
 	.venv/bin/python scripts/report.py
 
 wheelhouse: install  ## wheels for a machine without network: PYTHON=3.12, HAVE=its pip freeze, SPLIT=MiB
-	.venv/bin/python scripts/wheelhouse.py $(if $(filter %3.11 %3.12 %3.13,$(PYTHON)),--python "$(PYTHON)") \
+	.venv/bin/python scripts/wheelhouse.py $(if $(filter-out file,$(origin PYTHON)),--python "$(PYTHON)") \
 	  $(if $(EXTRAS),--extras "$(EXTRAS)") $(if $(HAVE),--have "$(HAVE)") $(if $(SPLIT),--split "$(SPLIT)")
 
 # An interrupted installation is repeated from scratch: pip would take what is half there for done.

@@ -87,6 +87,21 @@ def test_what_needs_onnxscript_is_documented_where_there_is_one(project):
     assert "qrnn.allennlp qrnn.joeynmt\n" in called and "qrnn.onnx" not in called
 
 
+@pytest.mark.parametrize(
+    ("given", "passed"),
+    [
+        ([], ""),
+        (["PYTHON=3.12"], " --python python3.12"),
+        (["PYTHON=3.14"], " --python python3.14"),
+        (["PYTHON=3.12.1"], " --python python3.12.1"),
+        (["PYTHON=/opt/py312/bin/python3"], " --python /opt/py312/bin/python3"),
+    ],
+)
+def test_the_python_of_a_wheelhouse_is_what_was_given(project, given, passed):
+    """Whether it can be used wheelhouse.py says."""
+    assert make(project, "wheelhouse", *given) == f"scripts/wheelhouse.py{passed}\n"
+
+
 @pytest.mark.skipif(not shutil.which("flock"), reason="util-linux's flock is not installed")
 def test_a_second_make_waits_for_the_first_and_does_not_install_again(project):
     """Where the first is at work, as .venv/unfinished says."""
