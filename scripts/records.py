@@ -19,6 +19,7 @@ import torch
 from fetch import write_atomically
 
 SCHEMA = 1
+ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path("reports/results")
 PACKAGES = (
     *("qrnn", "torch", "numba", "numpy", "allennlp", "joeynmt", "sacrebleu"),
@@ -148,20 +149,26 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str:
-    """The commit of the working directory, with "+changes" when tracked files differ from it.
+    """The commit of this tree, with "+changes" when tracked files differ from it.
 
-    QRNN_COMMIT says it where there is a copy of the tree without its history.
+    QRNN_COMMIT says it where there is a copy of the tree without its history, which else is
+    "unknown": also inside another repository.
     """
     if told := os.environ.get("QRNN_COMMIT"):
         return told
 
     def git(*arguments: str) -> str:
         try:
-            run = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
+            run = subprocess.run(
+                ["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=False
+            )
         except FileNotFoundError:
             return ""
         return run.stdout.strip() if run.returncode == 0 else ""
 
+    top = git("rev-parse", "--show-toplevel")
+    if not top or Path(top).resolve() != ROOT:
+        return "unknown"
     changed = git("status", "--porcelain", "--untracked-files=no", "--", ":!reports", ":!README.md")
     return (git("rev-parse", "HEAD") or "unknown") + ("+changes" if changed else "")
 

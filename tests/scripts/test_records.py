@@ -1,4 +1,5 @@
 import json
+import subprocess
 
 import pytest
 import records
@@ -49,6 +50,29 @@ def test_what_does_not_fit_is_refused_by_name_and_not_written(tmp_path, change, 
     with pytest.raises(records.RecordError, match=f"imdb-k2.*{named}"):
         records.write(tmp_path, {**RECORD, **change})
     assert not list(tmp_path.iterdir())
+
+
+def test_the_commit_is_that_of_this_tree_and_not_of_a_repository_around_it(tmp_path, monkeypatch):
+    monkeypatch.delenv("QRNN_COMMIT", raising=False)
+    tree = tmp_path / "unpacked"
+    tree.mkdir()
+    (tree / "a").write_text("1")
+
+    def git(*arguments):
+        command = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-C", tree, *arguments]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+    monkeypatch.setattr(records, "ROOT", tree)
+    subprocess.run(["git", "init", "-q", tmp_path], check=True)
+    git("add", "a")
+    git("commit", "-qm", "around")
+    assert records.commit() == "unknown"
+    git("init", "-q", ".")
+    git("add", "a")
+    git("commit", "-qm", "own")
+    assert records.commit() == git("rev-parse", "HEAD")
+    (tree / "a").write_text("2")
+    assert records.commit() == git("rev-parse", "HEAD") + "+changes"
 
 
 def test_loading_names_the_file_that_does_not_fit(tmp_path):
