@@ -4,6 +4,8 @@ PYTHON ?= python3
 ifneq ($(filter 3.%,$(PYTHON)),)
   override PYTHON := python$(PYTHON)
 endif
+# sh leaves a tilde after RESULTS= as it is.
+override RESULTS := $(patsubst ~/%,$(HOME)/%,$(RESULTS))
 
 .PHONY: help install quick test lint docs fuzz data-imdb data-iwslt data-ptb download-glove \
   bench gpu-check reproduce-all report wheelhouse lock clean
