@@ -48,11 +48,15 @@ def source(official_url: str, mirror: str | None = None) -> str:
     if not mirror:
         return official_url
     name = _name(official_url)
-    if _is_url(mirror):
+    if is_url(mirror):
         return f"{mirror.rstrip('/')}/{name}"
     if "://" in mirror:
         raise FetchError(f"MIRROR must be a folder or start with http:// or https://, not {mirror}")
     return str(Path(mirror).expanduser().resolve() / name)
+
+
+def is_url(origin: str) -> bool:
+    return origin.lower().startswith(("http://", "https://"))
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -81,7 +85,7 @@ def download(origin: str, target: Path) -> None:
     """
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        if _is_url(origin):
+        if is_url(origin):
             _download_url(origin, target)
         else:
             _copy_file(Path(origin), target)
@@ -332,10 +336,6 @@ def _explained(error: OSError) -> FetchError:
 
 def _other_way(url: str) -> str:
     return f"give a folder or URL prefix that holds {_name(url)}: MIRROR=..."
-
-
-def _is_url(origin: str) -> bool:
-    return origin.lower().startswith(("http://", "https://"))
 
 
 def _name(url: str) -> str:

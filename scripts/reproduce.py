@@ -37,7 +37,7 @@ import records
 import timing
 import torch
 import vectors
-from fetch import read_json
+from fetch import is_url, read_json
 
 PARTS = ("bench", "imdb", "ptb", "iwslt")
 PROFILES = ("quick", "cpu", "full")
@@ -389,8 +389,10 @@ def parsed() -> tuple[Options, bool]:
         parser.error(f"--seeds: expected at least 1, got {given.seeds}")
     if given.results and given.results.exists() and not given.results.is_dir():
         parser.error(f"--results: {given.results} is no folder")
-    if given.mirror and "://" not in given.mirror and not Path(given.mirror).expanduser().is_dir():
-        parser.error(f"--mirror: there is no folder {given.mirror}")
+    if (mirror := given.mirror) and not is_url(mirror) and not Path(mirror).expanduser().is_dir():
+        parser.error(
+            f"--mirror: there is no folder {mirror}, nor does it start with http:// or https://"
+        )
     profile = given.profile or ("full" if torch.cuda.is_available() else "cpu")
     small = profile == "quick"
     for name in ("seeds", "mirror", "vectors", "lower", "results"):

@@ -256,6 +256,10 @@ def test_data_that_no_row_needs_any_more_is_not_fetched():
     ("arguments", "text"),
     [
         (["--mirror", "nowhere"], "--mirror: there is no folder nowhere"),
+        (
+            ["--mirror", "ftp://a/b"],
+            "--mirror: there is no folder ftp://a/b, nor does it start with",
+        ),
         (["--results", "a-file"], "--results: a-file is no folder"),
         (["--results", "reports"], "--results: reports holds the report of reports/results"),
         (["--results", "."], "--results: README.md is no report, and would be overwritten"),
