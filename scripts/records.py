@@ -11,6 +11,7 @@ import os
 import platform
 import re
 import subprocess
+import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,7 @@ def check(record: Any, name: str) -> None:
     """Raises RecordError unless `record` fits the schema."""
     if not isinstance(record, dict):
         raise RecordError(f"{name}: expected an object, got {type(record).__name__}")
+    _refuse_infinite(record, name, "")
     for field, types in FIELDS.items():
         if field not in record:
             raise RecordError(f"{name}: lacks {field!r}")
@@ -98,8 +100,8 @@ def load(directory: Path) -> dict[str, dict[str, Any]]:
     for file in sorted(directory.glob("*.json")):
         try:
             record = json.loads(file.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise RecordError(f"{file}: not JSON: {error}") from error
+        except (OSError, ValueError) as error:
+            raise RecordError(f"{file}: expected a file of JSON: {error}") from error
         check(record, str(file))
         found[file.name] = record
     return found
@@ -193,4 +195,21 @@ def _cpu_model() -> str:
 
 
 def is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    """Whether it is a number, and finite."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and _is_finite(value)
+
+
+def _is_finite(value: float) -> bool:
+    """As a float; for 10**400 math.isfinite has no answer."""
+    return abs(value) <= sys.float_info.max
+
+
+def _refuse_infinite(value: Any, name: str, where: str) -> None:
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            _refuse_infinite(inner, name, f"{where}.{key}" if where else key)
+    elif isinstance(value, (list, tuple)):
+        for n, inner in enumerate(value):
+            _refuse_infinite(inner, name, f"{where}[{n}]")
+    elif isinstance(value, (int, float)) and not _is_finite(value):
+        raise RecordError(f"{name}: {where}: expected a finite number, got {value!r:.80}")

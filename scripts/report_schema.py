@@ -1,6 +1,5 @@
 """What a record must hold, beyond what every record must, to have its place in the report."""
 
-import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ def _or_null(kind: Kind) -> Kind:
 
 TEXT: Kind = ("a string", lambda value: isinstance(value, str))
 NUMBER: Kind = ("a number", records.is_number)
-POSITIVE: Kind = ("a positive number", lambda v: records.is_number(v) and 0 < v < math.inf)
+POSITIVE: Kind = ("a positive number", lambda v: records.is_number(v) and v > 0)
 SHAPE = dict.fromkeys(("batch", "length", "units"), NUMBER)
 
 METRICS = {

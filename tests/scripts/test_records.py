@@ -1,4 +1,5 @@
 import json
+import math
 import subprocess
 
 import pytest
@@ -44,6 +45,10 @@ def test_a_benchmark_has_a_table_and_no_seed(tmp_path):
         ({"history": None}, "history"),
         ({"data": {"name": "imdb"}}, "official"),
         ({"table": [1]}, "table"),
+        ({"wall_seconds": math.inf}, "wall_seconds: expected a finite number, got inf"),
+        ({"metrics": {"test_accuracy": math.nan}}, r"metrics\.test_accuracy: .* got nan"),
+        ({"history": [{}, {"loss": -math.inf}]}, r"history\[1\]\.loss: .* got -inf"),
+        ({"data": {"official": True, "size": 10**400}}, r"data\.size: .* got 1000"),
     ],
 )
 def test_what_does_not_fit_is_refused_by_name_and_not_written(tmp_path, change, named):
@@ -82,3 +87,11 @@ def test_loading_names_the_file_that_does_not_fit(tmp_path):
     (tmp_path / "broken.json").write_text(json.dumps({"schema": 1}))
     with pytest.raises(records.RecordError, match=r"broken\.json: lacks"):
         records.load(tmp_path)
+    path = records.write(tmp_path / "results", RECORD)
+    path.write_text(path.read_text().replace("0.5", "NaN"))
+    with pytest.raises(records.RecordError, match=r"k2-seed1\.json: metrics\.test_accuracy: .*nan"):
+        records.load(path.parent)
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(records.RecordError, match=r"k2-seed1\.json: expected a file"):
+        records.load(path.parent)
