@@ -18,14 +18,14 @@ NUMBER: Kind = ("a number", records.is_number)
 POSITIVE: Kind = ("a positive number", lambda v: records.is_number(v) and v > 0)
 SHAPE = dict.fromkeys(("batch", "length", "units"), NUMBER)
 
-METRICS = {
-    "imdb": ("dev_accuracy", "test_accuracy"),
-    "imdb-lm": ("valid_perplexity", "parameters"),
-    "ptb": ("valid_perplexity", "test_perplexity", "parameters"),
-    "iwslt": (
-        *("dev_bleu", "test_bleu", "dev_perplexity", "parameters"),
-        *("characters", "updates", "train_chars_per_second"),
-    ),
+METRICS: dict[str, Mapping[str, Kind]] = {
+    "imdb": dict.fromkeys(("dev_accuracy", "test_accuracy"), NUMBER),
+    "imdb-lm": dict.fromkeys(("valid_perplexity", "parameters"), NUMBER),
+    "ptb": dict.fromkeys(("valid_perplexity", "test_perplexity", "parameters"), NUMBER),
+    "iwslt": {
+        **dict.fromkeys(("dev_bleu", "test_bleu", "dev_perplexity", "parameters"), NUMBER),
+        **{"characters": NUMBER, "updates": POSITIVE, "train_chars_per_second": POSITIVE},
+    },
 }
 HISTORY = {
     "imdb": ("validation_accuracy", "seconds"),
@@ -73,6 +73,15 @@ TABLES: dict[str, Mapping[str, Kind]] = {
         **dict.fromkeys(("kernel", "inputs", "length", "batch", "ratio"), NUMBER),
     },
 }
+OPTIONAL: dict[str, Mapping[str, Kind]] = {
+    "bench-figure4": {"product_share": NUMBER},
+    "bench-ptb-step": dict.fromkeys(
+        ("ms", "paper_ms", "paper_share", "lstm_over_qrnn", "paper_lstm_over_qrnn"),
+        _or_null(NUMBER),
+    ),
+    "bench-translation": {"ms": _or_null(NUMBER)},
+    "bench-reviews": {"ms": _or_null(NUMBER)},
+}
 
 
 def check(name: str, record: Mapping[str, Any]) -> None:
@@ -88,24 +97,33 @@ def check(name: str, record: Mapping[str, Any]) -> None:
         raise records.RecordError(f"{name}: row: expected letters, digits, . _ and -, got {row!r}")
     if name != (expected := records.path(Path(), experiment, row, seed).name):
         raise records.RecordError(f"{name}: expected the name {expected}, as its fields say")
-    _need(name, "", record, {"note": TEXT} if "note" in record else {})
+    _need(name, "", record, _those_in(record, {"note": TEXT}))
     if experiment in TABLES:
         if not record.get("table"):
             raise records.RecordError(f"{name}: table: expected rows")
         for n, line in enumerate(record["table"]):
             _need(name, f"table[{n}].", line, TABLES[experiment])
+            # of a column that only some records have, the first row says whether this one has
+            others = _those_in(record["table"][0], OPTIONAL.get(experiment, {}))
+            _need(name, f"table[{n}].", line, others)
         return
     if "table" in record:
         raise records.RecordError(f"{name}: table: expected metrics and history")
     if seed is None:
         raise records.RecordError(f"{name}: seed: expected int, got None")
-    _need(name, "metrics.", record["metrics"], dict.fromkeys(METRICS[experiment], NUMBER))
+    _need(name, "metrics.", record["metrics"], METRICS[experiment])
     for n, epoch in enumerate(record["history"]):
         _need(name, f"history[{n}].", epoch, dict.fromkeys(HISTORY[experiment], NUMBER))
-    needed = {} if record["data"]["official"] else {"note": TEXT}
+    data = record["data"]
+    told = dict.fromkeys(("note", "fingerprint", "vectors"), TEXT)
+    if experiment == "iwslt":
+        told["counts"] = ("train.en.characters, a number", _has_characters)
+    needed = _those_in(data, told)
+    if not data["official"]:
+        needed["note"] = TEXT
     if experiment in ("imdb", "imdb-lm"):
         needed["vectors"] = TEXT
-    _need(name, "data.", record["data"], needed)
+    _need(name, "data.", data, needed)
     if experiment == "iwslt":
         _need(name, "", record, {"attention": ("source, target and weights", _is_attention)})
 
@@ -118,6 +136,18 @@ def _need(name: str, where: str, found: Mapping[str, Any], kinds: Mapping[str, K
             raise records.RecordError(
                 f"{name}: {where}{field}: expected {expected}, got {found[field]!r:.80}"
             )
+
+
+def _those_in(found: Mapping[str, Any], kinds: Mapping[str, Kind]) -> dict[str, Kind]:
+    return {field: kind for field, kind in kinds.items() if field in found}
+
+
+def _has_characters(told: Any) -> bool:
+    for key in ("train", "en", "characters"):
+        if not isinstance(told, dict) or key not in told:
+            return False
+        told = told[key]
+    return records.is_number(told)
 
 
 def _is_attention(told: Any) -> bool:

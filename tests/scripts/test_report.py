@@ -275,6 +275,11 @@ def test_plots_that_no_record_makes_any_more_are_removed_and_no_others(project):
     assert left == ["drawn-by-hand.svg", "imdb.svg"]
 
 
+def changed(record, part, **fields):
+    return record | {part: record[part] | fields}
+
+
+STEP = {"part": "RNN", "model": "QRNN", "share": 0.31}
 UNFIT = {
     "experiment": RECORD | {"experiment": "imbd"},
     "row": RECORD | {"row": "$x"},
@@ -285,6 +290,19 @@ UNFIT = {
     "data.vectors": RECORD | {"data": {"official": True}},
     "data.note": RECORD | {"data": {"official": False, "vectors": "none"}},
     "attention": TRANSLATION | {"attention": TRANSLATION["attention"] | {"weights": [[0.25]]}},
+    "data.fingerprint": RECORD | {"data": RECORD["data"] | {"fingerprint": ["0"]}},
+    "data.note: expected a string": RECORD | {"data": RECORD["data"] | {"note": ["x"]}},
+    "metrics.updates: expected a positive": changed(TRANSLATION, "metrics", updates=0),
+    "metrics.train_chars_per_second: expected a positive": changed(
+        TRANSLATION, "metrics", train_chars_per_second=0
+    ),
+    "data.counts: expected train.en.characters": changed(TRANSLATION, "data", counts=None),
+    "data.counts: ": changed(TRANSLATION, "data", counts={"train": {"en": None}}),
+    "table[1].ms is missing": bench("ptb-step", "cpu", [STEP | {"ms": 1.5}, STEP]),
+    "table[1].paper_share is missing": bench(
+        "ptb-step", "cpu", [STEP | {"paper_share": None}, STEP]
+    ),
+    "table[0].product_share": bench("figure4", "cpu", figure4(product_share="-")),
     "table: expected rows": bench("figure4", "cpu", []),
     "table[0].ratio": bench("figure4", "cpu", [figure4()[0] | {"ratio": 0}]),
     "table[1].graph_share": bench("scan", "cpu", [scan()[0], scan()[1] | {"graph_share": "-"}]),
@@ -398,7 +416,7 @@ def test_figure4_on_a_gpu_stands_beside_the_paper_and_eager_beside_graphs(projec
 def test_every_suite_has_its_section_in_reports_only(project):
     size = {"batch": 8, "length": 9, "units": 7, "dtype": "float32"}
     tables = {
-        "ptb-step": [{"part": "RNN", "model": "QRNN", "share": 0.31, "ms": None}],
+        "ptb-step": [STEP | {"ms": None}],
         "scan": scan(),
         "peers": peers(),
         "memory": [size | {"ours_bytes": 2**20, "lstm_bytes": 3 << 19, "torchqrnn_bytes": 2**22}],
