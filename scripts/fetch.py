@@ -5,6 +5,7 @@ and is renamed when complete, so a name that exists is a thing that is finished.
 """
 
 import errno
+import fcntl
 import hashlib
 import json
 import lzma
@@ -14,7 +15,8 @@ import sys
 import tarfile
 import time
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from gzip import BadGzipFile
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
@@ -71,6 +73,20 @@ def write_atomically(path: Path, text: str) -> None:
 def read_json(file: Path) -> dict[str, Any]:
     content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     return content
+
+
+@contextmanager
+def alone(cache: Path, name: str) -> Iterator[None]:
+    """Waits until no other process prepares `name` out of this folder: at the same time each would
+    take what the other has half loaded or half unpacked for its own."""
+    cache.mkdir(parents=True, exist_ok=True)
+    with open(cache / f"{name}.lock", "a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"waiting for another process that prepares {name} in {cache}", flush=True)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def download(origin: str, target: Path) -> None:

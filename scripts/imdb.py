@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 from fetch import (
     FetchError,
     NotThere,
+    alone,
     download,
     extract,
     fingerprint,
@@ -66,42 +67,44 @@ def main() -> None:
 
 
 def prepare(mirror: str | None, out: Path, cache: Path) -> None:
-    finished = finished_meta(out, recipe())
-    if finished and finished["official"] and not mirror:
-        print(f"{out} is already prepared from the official corpus")
-        return
-    origin = source(URL, mirror)
-    archive = cache / "aclImdb_v1.tar.gz"
-    download(origin, archive)
-    unpacked, apart = cache / "aclImdb_v1.unpacked", cache / "aclImdb_unsup.unpacked"
-    for folder in (unpacked, apart):
-        shutil.rmtree(folder, ignore_errors=True)  # what a killed run left
-    try:
-        extract(archive, unpacked)
-        files = find_reviews(unpacked / "aclImdb", origin)
-        unlabelled = reviews_in(unpacked / "aclImdb" / UNSUP)
-        if not unlabelled and mirror:
-            beside = cache / "aclImdb_unsup.tar.xz"
-            try:
-                download(source(UNSUP_URL, mirror), beside)
-            except NotThere:
-                print(
-                    f"{origin} has no reviews without labels, and nor has {beside.name} beside it"
-                )
-            else:
-                extract(beside, apart)
-                unlabelled = reviews_in(apart / "aclImdb" / UNSUP)
-        found = {"fingerprint": fingerprint(file for group in files.values() for file in group)}
-        found["unsup_fingerprint"] = fingerprint(unlabelled)
-        if finished and finished.items() >= found.items():
-            print(f"{out} is already prepared from this corpus")
-            if not finished["official"]:
-                warn(finished["note"])
+    with alone(cache, "imdb"):
+        finished = finished_meta(out, recipe())
+        if finished and finished["official"] and not mirror:
+            print(f"{out} is already prepared from the official corpus")
             return
-        write(out, files, unlabelled, found)
-    finally:
+        origin = source(URL, mirror)
+        archive = cache / "aclImdb_v1.tar.gz"
+        download(origin, archive)
+        unpacked, apart = cache / "aclImdb_v1.unpacked", cache / "aclImdb_unsup.unpacked"
         for folder in (unpacked, apart):
-            shutil.rmtree(folder, ignore_errors=True)
+            shutil.rmtree(folder, ignore_errors=True)  # what a killed run left
+        try:
+            extract(archive, unpacked)
+            files = find_reviews(unpacked / "aclImdb", origin)
+            unlabelled = reviews_in(unpacked / "aclImdb" / UNSUP)
+            if not unlabelled and mirror:
+                beside = cache / "aclImdb_unsup.tar.xz"
+                try:
+                    download(source(UNSUP_URL, mirror), beside)
+                except NotThere:
+                    print(
+                        f"{origin} has no reviews without labels, "
+                        f"and nor has {beside.name} beside it"
+                    )
+                else:
+                    extract(beside, apart)
+                    unlabelled = reviews_in(apart / "aclImdb" / UNSUP)
+            found = {"fingerprint": fingerprint(file for group in files.values() for file in group)}
+            found["unsup_fingerprint"] = fingerprint(unlabelled)
+            if finished and finished.items() >= found.items():
+                print(f"{out} is already prepared from this corpus")
+                if not finished["official"]:
+                    warn(finished["note"])
+                return
+            write(out, files, unlabelled, found)
+        finally:
+            for folder in (unpacked, apart):
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def find_reviews(root: Path, origin: str) -> dict[str, list[Path]]:

@@ -29,6 +29,7 @@ from typing import Any
 
 from fetch import (
     FetchError,
+    alone,
     download,
     extract,
     fingerprint,
@@ -76,35 +77,37 @@ def main() -> None:
 
 
 def prepare(mirror: str | None, out: Path, cache: Path, lower: bool = False) -> None:
-    finished = finished_meta(out, recipe(lower))
-    if finished and finished["official"] and not mirror:
-        print(f"{out} is already prepared from the official corpus")
-        return
-    origin = source(URL, mirror)
-    archive = cache / "de-en.tgz"
-    try:
-        download(origin, archive)
-    except FetchError as error:
-        if mirror:
-            raise
-        raise FetchError(
-            f"{error}\nThe official site, https://wit3.fbk.eu/2016-01, now offers one bundle for "
-            "all languages: unpack its 2016-01.tgz and give MIRROR=2016-01/texts/de/en"
-        ) from error
-    unpacked = cache / "de-en.unpacked"
-    shutil.rmtree(unpacked, ignore_errors=True)  # what a killed run left
-    try:
-        extract(archive, unpacked)
-        files = find_files(unpacked / "de-en", origin)
-        found = fingerprint(file for pair in files.values() for file in pair)
-        if finished and finished["fingerprint"] == found:
-            print(f"{out} is already prepared from this corpus")
-            if not finished["official"]:
-                warn(finished["note"])
+    with alone(cache, "iwslt"):
+        finished = finished_meta(out, recipe(lower))
+        if finished and finished["official"] and not mirror:
+            print(f"{out} is already prepared from the official corpus")
             return
-        write(out, files, found, lower)
-    finally:
-        shutil.rmtree(unpacked, ignore_errors=True)
+        origin = source(URL, mirror)
+        archive = cache / "de-en.tgz"
+        try:
+            download(origin, archive)
+        except FetchError as error:
+            if mirror:
+                raise
+            raise FetchError(
+                f"{error}\nThe official site, https://wit3.fbk.eu/2016-01, offered one bundle of "
+                "all languages instead, and that has been reported gone: unpack a 2016-01.tgz and "
+                "give MIRROR=2016-01/texts/de/en"
+            ) from error
+        unpacked = cache / "de-en.unpacked"
+        shutil.rmtree(unpacked, ignore_errors=True)  # what a killed run left
+        try:
+            extract(archive, unpacked)
+            files = find_files(unpacked / "de-en", origin)
+            found = fingerprint(file for pair in files.values() for file in pair)
+            if finished and finished["fingerprint"] == found:
+                print(f"{out} is already prepared from this corpus")
+                if not finished["official"]:
+                    warn(finished["note"])
+                return
+            write(out, files, found, lower)
+        finally:
+            shutil.rmtree(unpacked, ignore_errors=True)
 
 
 def find_files(root: Path, origin: str) -> dict[str, list[Path]]:

@@ -18,6 +18,7 @@ from typing import Any
 
 from fetch import (
     FetchError,
+    alone,
     download,
     extract,
     fingerprint,
@@ -48,27 +49,28 @@ def main() -> None:
 
 
 def prepare(mirror: str | None, out: Path, cache: Path) -> None:
-    finished = finished_meta(out, RECIPE)
-    if finished and finished["official"] and not mirror:
-        print(f"{out} is already prepared from the official corpus")
-        return
-    origin = source(URL, mirror)
-    archive = cache / "simple-examples.tgz"
-    download(origin, archive)
-    unpacked = cache / "simple-examples.unpacked"
-    shutil.rmtree(unpacked, ignore_errors=True)  # what a killed run left
-    try:
-        extract(archive, unpacked)
-        files = find_files(unpacked / "simple-examples" / "data", origin)
-        found = fingerprint(files.values())
-        if finished and finished["fingerprint"] == found:
-            print(f"{out} is already prepared from this corpus")
-            if not finished["official"]:
-                warn(finished["note"])
+    with alone(cache, "ptb"):
+        finished = finished_meta(out, RECIPE)
+        if finished and finished["official"] and not mirror:
+            print(f"{out} is already prepared from the official corpus")
             return
-        write(out, files, found)
-    finally:
-        shutil.rmtree(unpacked, ignore_errors=True)
+        origin = source(URL, mirror)
+        archive = cache / "simple-examples.tgz"
+        download(origin, archive)
+        unpacked = cache / "simple-examples.unpacked"
+        shutil.rmtree(unpacked, ignore_errors=True)  # what a killed run left
+        try:
+            extract(archive, unpacked)
+            files = find_files(unpacked / "simple-examples" / "data", origin)
+            found = fingerprint(files.values())
+            if finished and finished["fingerprint"] == found:
+                print(f"{out} is already prepared from this corpus")
+                if not finished["official"]:
+                    warn(finished["note"])
+                return
+            write(out, files, found)
+        finally:
+            shutil.rmtree(unpacked, ignore_errors=True)
 
 
 def find_files(root: Path, origin: str) -> dict[str, Path]:

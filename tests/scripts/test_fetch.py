@@ -8,13 +8,19 @@ import os
 import re
 import tarfile
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import fetch
+import imdb
+import iwslt
+import ptb
 import pytest
+import vectors
 from fetch import (
     FetchError,
     NotThere,
+    alone,
     download,
     extract,
     fingerprint,
@@ -105,6 +111,27 @@ def names(folder: Path) -> set[str]:
 
 def part_of(target: Path) -> bytes:
     return target.with_name(target.name + ".part").read_bytes()
+
+
+@pytest.mark.parametrize("module", [imdb, iwslt, ptb, vectors])
+def test_what_another_process_prepares_is_waited_for(module, tmp_path, capsys):
+    """Without a mirror to read from it fails, but not before the other one has ended."""
+    folders = [tmp_path / "out", tmp_path / "cache"]
+    arguments = [str(tmp_path / "mirror"), *folders]
+    if module is vectors:
+        arguments = [vectors.WORD2VEC_NAME, None, tmp_path / "data", *folders]
+
+    def attempt():
+        with pytest.raises(FetchError):
+            module.prepare(*arguments)
+
+    with ThreadPoolExecutor() as threads:
+        with alone(tmp_path / "cache", module.__name__):
+            second = threads.submit(attempt)
+            with pytest.raises(TimeoutError):
+                second.result(timeout=0.2)
+        second.result(timeout=10)
+    assert f"waiting for another process that prepares {module.__name__}" in capsys.readouterr().out
 
 
 def interrupted(server: Server, target: Path, size: int) -> None:
