@@ -110,10 +110,7 @@ def load(directory: Path) -> dict[str, dict[str, Any]]:
 def origin() -> dict[str, Any]:
     """On what a run is made: commit, versions, device, and variables of the environment."""
     told = {name: value for name, value in sorted(os.environ.items()) if name.startswith(TOLD)}
-    return {
-        **{"commit": commit(), "versions": versions()},
-        **{"device": device(), "environment": told},
-    }
+    return {"commit": commit(), "versions": versions(), "device": device(), "environment": told}
 
 
 def is_default(results: Path) -> bool:

@@ -24,7 +24,9 @@ METRICS: dict[str, Mapping[str, Kind]] = {
     "ptb": dict.fromkeys(("valid_perplexity", "test_perplexity", "parameters"), NUMBER),
     "iwslt": {
         **dict.fromkeys(("dev_bleu", "test_bleu", "dev_perplexity", "parameters"), NUMBER),
-        **{"characters": NUMBER, "updates": POSITIVE, "train_chars_per_second": POSITIVE},
+        "characters": NUMBER,
+        "updates": POSITIVE,
+        "train_chars_per_second": POSITIVE,
     },
 }
 HISTORY = {
@@ -36,7 +38,8 @@ TABLES: dict[str, Mapping[str, Kind]] = {
     "bench-figure4": {
         **dict.fromkeys(("mode", "dtype", "lstm_dtype"), TEXT),
         **dict.fromkeys(("batch", "length", "paper_ratio"), NUMBER),
-        **{"ratio": POSITIVE, "graph_ratio": _or_null(POSITIVE)},
+        "ratio": POSITIVE,
+        "graph_ratio": _or_null(POSITIVE),
     },
     "bench-ptb-step": {"model": TEXT, "part": TEXT, "share": NUMBER},
     "ptb-start": {
@@ -45,19 +48,24 @@ TABLES: dict[str, Mapping[str, Kind]] = {
     },
     "imdb-errors": {
         **dict.fromkeys(("model", "by", "group"), TEXT),
-        **{"reviews": POSITIVE, "wrong": NUMBER},
+        "reviews": POSITIVE,
+        "wrong": NUMBER,
     },
     "bench-scan": {
         **dict.fromkeys(("kind", "dtype"), TEXT),
         **dict.fromkeys(("columns", "length", "share"), NUMBER),
-        **{"bytes": POSITIVE, "graph_share": _or_null(NUMBER)},
+        "bytes": POSITIVE,
+        "graph_share": _or_null(NUMBER),
     },
     "bench-peers": {
-        **{"peer": TEXT, "mode": _or_null(TEXT), "reason": _or_null(TEXT)},
+        "peer": TEXT,
+        "mode": _or_null(TEXT),
+        "reason": _or_null(TEXT),
         **dict.fromkeys((*SHAPE, "ratio", "graph_ratio"), _or_null(NUMBER)),
     },
     "bench-memory": {
-        **{**SHAPE, "dtype": TEXT},
+        **SHAPE,
+        "dtype": TEXT,
         **dict.fromkeys(("ours_bytes", "lstm_bytes", "torchqrnn_bytes"), NUMBER),
     },
     "bench-growth": {"varies": TEXT, "factor": NUMBER, "ratio": NUMBER},

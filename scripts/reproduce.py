@@ -283,10 +283,7 @@ CPU = (
         f"{IWSLT_NOTE}; decoded greedily",
     ),
 )
-SUITES = (
-    *("figure4", "ptb-step", "scan", "peers", "memory", "growth", "convolution"),
-    *("translation", "reviews"),
-)
+SUITES = tuple("figure4 ptb-step scan peers memory growth convolution translation reviews".split())
 SUITES_ON_CPU = tuple(name for name in SUITES if name != "memory")
 SUITES_QUICK = ("growth",)
 
@@ -476,22 +473,22 @@ def data_steps(options: Options) -> list[Step]:
             lower = ("--lower",) if name == "iwslt" and options.lower else ()
             command = (f"scripts/{name}.py", *mirror, *lower)
             meta = Path(f"data/{name}/meta.json")
-            as_asked = not (lower and meta.exists()) or read_json(meta)["lower"]
-            done = meta if as_asked else None
+            stale = lower and meta.exists() and not read_json(meta)["lower"]
+            done = None if stale else meta
             hours, source = minutes / 60, "and the download"
             found.append(Step(f"data-{name}", command, done, (), hours, source, gigabytes))
     if "imdb" in options.only and options.vectors:
         learnt = options.vectors == vectors.WORD2VEC_NAME
         published = vectors.PUBLISHED.get(options.vectors)
         about, reviews = Path(f"data/vectors/{options.vectors}.json"), Path("data/imdb/meta.json")
-        for_these = not about.exists() or (
+        stale = about.exists() and not (
             reviews.exists() and read_json(about)["data"] == read_json(reviews)["files"]
         )
         found.append(
             Step(
                 f"vectors-{options.vectors}",
                 ("scripts/vectors.py", "--set", options.vectors, *mirror),
-                about if for_these else None,
+                None if stale else about,
                 ("data-imdb",),
                 0.25 if learnt else None,
                 "one CPU core" if learnt else "",
