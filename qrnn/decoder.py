@@ -21,6 +21,7 @@ from qrnn.functional import (
 from qrnn.layers import (
     QRNNLayer,
     QRNNState,
+    as_state,
     check_dropout,
     check_flag,
     check_index,
@@ -243,7 +244,7 @@ class QRNNDecoder(nn.Module):
         Raises:
             ValueError, TypeError: for an argument of the wrong shape, dtype, device or value.
         """
-        flip = self.batch_first
+        flip, state = self.batch_first, as_state(state, DecoderState)
         x = input
         if flip and isinstance(input, Tensor) and input.dim() == 3:
             x = input.transpose(0, 1)

@@ -34,6 +34,9 @@ class QRNNState(NamedTuple):
 
     h (L * D, B, H): the last outputs. c (L * D, B, H): the last cells.
     window: for each layer its last kernel_size - 1 inputs, (kernel_size - 1, B, I).
+
+    B is dimension 1 of all: to begin some sequences anew, multiply h, c and every window by a mask
+    (1, B, 1), as torch.utils._pytree.tree_map does.
     """
 
     h: Tensor
@@ -208,6 +211,9 @@ class QRNNLayer(nn.Module):
                 text += f", {name}={getattr(self, name)!r}"
         return text if self.bias is not None else text + ", bias=False"
 
+    def __prepare_scriptable__(self) -> None:
+        raise TypeError("torch.jit.script cannot compile a QRNN; torch.jit.trace can")
+
     @property
     def shift(self) -> int:
         """By how many steps the reverse direction's windows lie later; see `functional.pool`."""
@@ -298,6 +304,7 @@ class QRNNLayer(nn.Module):
             cells (T, B, H), and the output gate, None in "f" pooling. h_n then has no gate either.
         """
         if not checked:
+            state = as_state(state, QRNNState)
             x, lengths = _check_arguments([self], x, state, lengths)
         T, B, _ = x.shape
         window = state.window[0].to(x.dtype) if isinstance(state, QRNNState) else None
@@ -539,13 +546,31 @@ def _check_state(state: object, layers: Sequence[QRNNLayer], x: Tensor) -> None:
     cast = autocasts(x.device)
     for name, value, shape in named:
         check_like(name, value, shape, x, cast)
+    h, c = state[:2]
+    if h.requires_grad and not c.requires_grad and not torch.compiler.is_compiling():
+        warnings.warn(
+            "state: h is not used, and c, which is, requires no gradient: what conditions a QRNN "
+            "goes into c",
+            stacklevel=2,
+        )
+
+
+def as_state(state: Any, kind: type) -> Any:
+    """A QRNNState or DecoderState that has been through code which makes plain tuples of it."""
+    plain = isinstance(state, (tuple, list)) and not isinstance(state, kind)
+    return kind(*state) if plain and len(state) == 3 else state
 
 
 class QRNN(nn.Module):
     """A stack of quasi-recurrent layers, in the place of an nn.LSTM.
 
     The first seven arguments are nn.LSTM's, in its order. It differs in having no recurrent
-    weights: of an initial state only c is used, h is accepted and returned for compatibility.
+    weights: of an initial state only c is used, h is accepted and returned for compatibility. So
+    what conditions a decoder goes into c; and code that keeps (h, c) and goes step by step needs
+    kernel_size=1, whose whole state is c, or a QRNNState, which has the windows, too.
+
+    Parameters are `layers.N.weight` and `layers.N.bias`, in each direction the blocks z, f, o, i of
+    QRNNLayer: for the forget gates' bias there is `forget_bias`, not an LSTM's loop over quarters.
 
     >>> rnn = QRNN(8, 16, num_layers=2, bidirectional=True)
     >>> output, (h_n, c_n) = rnn(torch.randn(20, 4, 8))
@@ -686,6 +711,7 @@ class QRNN(nn.Module):
         Raises:
             ValueError, TypeError: for an argument of the wrong shape, dtype, device or value.
         """
+        hx = as_state(hx, QRNNState)
         if isinstance(input, PackedSequence):
             check(lengths is None, "lengths", "None with a PackedSequence", lengths)
             return self._forward_packed(input, hx)

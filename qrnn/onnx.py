@@ -17,6 +17,8 @@ import torch
 from qrnn.pooling.reference import DIRECTIONS, GATES, offsets
 
 try:
+    from onnx import TensorProto
+    from onnx.helper import make_tensor
     from onnxscript import BFLOAT16, DOUBLE, FLOAT, FLOAT16, graph, opset18, script
     from onnxscript.values import Opset
 except ImportError as error:
@@ -26,6 +28,11 @@ except ImportError as error:
 
 Real = Union[FLOAT, DOUBLE, FLOAT16, BFLOAT16]  # noqa: UP007 (the form that onnxscript reads)
 op: Any = opset18  # its operators are made at run time
+
+
+def _double(value: float) -> Any:
+    """A constant, which as a plain number would be rounded to float32."""
+    return op.Constant(value=make_tensor("value", TensorProto.DOUBLE, [], [value]))
 
 
 @script(Opset("qrnn", 1), default_opset=opset18)
@@ -101,7 +108,7 @@ def pool(
         first = op.Constant(value_ints=[offsets(shift)[d]])
         gates_TBGH = op.Slice(gates_TBGH, first, op.Add(first, steps), [0])
         z, f, *rest = (op.Gather(gates_TBGH, block, axis=2) for block in range(G))
-        update = op.Mul(op.Sigmoid(op.Neg(f)), op.CastLike(1.0 - zoneout, gates))
+        update = op.Mul(op.Sigmoid(op.Neg(f)), op.CastLike(_double(1 - zoneout), gates))
         added = op.Mul(op.Sigmoid(rest[1]) if pooling == "ifo" else update, op.Tanh(z))
         if c0 is None:
             start = op.Expand(zero, op.Shape(z, start=1))

@@ -8,7 +8,12 @@ Three ways to move over:
 
 - `from qrnn.torchqrnn import QRNN` in the place of `from torchqrnn import QRNN`;
 - `python -m qrnn.torchqrnn script.py ...` runs a script that imports `torchqrnn`, as it is;
-- `qrnn.torchqrnn.install()` before `torch.load` opens whole models that were pickled with it.
+- `qrnn.torchqrnn.install()` before `torch.load(file, weights_only=False)` opens whole models that
+  were pickled with it. (A script that calls torch.load by itself: set
+  TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1.)
+
+awd-lstm-lm's WeightDrop needs a change on today's torch, with the archived package as well: what
+F.dropout returns in evaluation is the Parameter itself, and has to be a `.view_as(...)` of it.
 
 What this does not have (batch_first, bidirectional, PackedSequence, ifo-pooling) is in `qrnn.QRNN`,
 and `qrnn.convert` takes the weights there and back.

@@ -241,6 +241,12 @@ class TestONNX:
             x = inputs(steps, batch, lengths)
             close(run(*x), flat(rnn(*x)))
 
+    def test_float64_stays_exact(self) -> None:
+        rnn = make(zoneout=0.3, dtype=torch.float64)
+        x = torch.randn(5, 2, 3, dtype=torch.float64)
+        found = self.session(rnn, (x,), None)(x)
+        torch.testing.assert_close(found, flat(rnn(x)), rtol=0, atol=1e-13)
+
     def test_streaming_step_by_step(self) -> None:
         rnn = make(kernel_size=3)
         args, dynamic = streaming(rnn)

@@ -1,6 +1,7 @@
 import copy
 import pickle
 import re
+import warnings
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -1408,7 +1409,7 @@ MISUSES: dict[str, tuple[Callable[[], Any], type[Exception], str, str, str]] = {
     ),
     "state of three": (
         call((5, 2, 3), (*state(), None)),
-        TypeError, "state", "a tuple (h, c)", "tuple of 3",
+        TypeError, "state window", "a tuple", "NoneType",
     ),
     "state of None": (call((5, 2, 3), (None, None)), TypeError, "state h", "a Tensor", "NoneType"),
     "state h batch": (
@@ -1647,6 +1648,38 @@ def test_a_layer_checks_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
         layer(torch.zeros(5, 2, 3), state((2, 2, 4)))
     with pytest.raises(ValueError, match=r"^lengths: .*0 to 5"):
         layer(torch.zeros(5, 2, 3), None, torch.tensor([6, 1]))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+def test_a_state_that_became_plain_tuples() -> None:
+    def repackaged(state: Any) -> Any:  # as examples of truncated back-propagation do
+        return state.detach() if isinstance(state, Tensor) else tuple(map(repackaged, state))
+
+    rnn, x = QRNN(3, 4, 2, kernel_size=3), torch.randn(6, 2, 3)
+    want, _ = rnn(x)
+    traced = torch.jit.trace(rnn, (x[:3], rnn.initial_state(2)))
+    for run in (rnn, traced):
+        first, state = run(x[:3], rnn.initial_state(2))
+        second, _ = run(x[3:], repackaged(state))
+        torch.testing.assert_close(torch.cat([first, second]), want)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("module", [QRNN(3, 4), torch.nn.Sequential(QRNN(3, 4))])
+def test_torchscript_of_the_source_is_refused(module: torch.nn.Module) -> None:
+    with pytest.raises(TypeError, match=r"torch\.jit\.trace can"):
+        torch.jit.script(module)
+
+
+def test_a_condition_that_is_not_used_is_told() -> None:
+    rnn, x = QRNN(3, 4), torch.randn(5, 2, 3)
+    zeros, learnt = torch.zeros(1, 2, 4), torch.zeros(1, 2, 4, requires_grad=True)
+    with pytest.warns(UserWarning, match="goes into c"):
+        rnn(x, (learnt, zeros))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for state in ((learnt, learnt), (zeros, learnt), (zeros, zeros), rnn(x)[1]):
+            rnn(x, state)
 
 
 def test_the_state_has_lstms_name() -> None:
