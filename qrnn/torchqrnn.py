@@ -322,6 +322,8 @@ def main() -> None:
     if not sys.flags.safe_path:
         sys.path[0] = str(Path(script).resolve().parent)
     install()
+    # for processes that the script starts: multiprocessing hands them its sys.path
+    sys.path.append(str(Path(__file__).with_name("archived")))
     runpy.run_path(script, run_name="__main__")
 
 

@@ -448,6 +448,27 @@ def test_an_old_script_as_it_is(tmp_path: Any) -> None:
         assert done.stderr.endswith(said)
 
 
+def test_processes_that_an_old_script_starts(tmp_path: Any) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        """
+import multiprocessing
+from torchqrnn.qrnn import QRNN
+
+def work():
+    print(QRNN.__module__)
+
+if __name__ == "__main__":
+    process = multiprocessing.get_context("spawn").Process(target=work)
+    process.start()
+    process.join()
+"""
+    )
+    call = [sys.executable, "-m", "qrnn.torchqrnn", str(script)]
+    done = subprocess.run(call, capture_output=True, text=True, cwd=tmp_path, check=True)
+    assert done.stdout == "qrnn.torchqrnn\n", done.stderr
+
+
 def test_a_model_pickled_whole_by_the_archived_package(monkeypatch: pytest.MonkeyPatch) -> None:
     """What stands in the pickle: the archived modules' names, and the attributes of its classes."""
     archived = {}
