@@ -44,8 +44,10 @@ from timing import (
     Function,
     WrongResult,
     calls,
+    keep_memory,
     race,
     ratio,
+    reason,
     replays,
     rotation,
     verify,
@@ -411,11 +413,6 @@ def peers(device: Device, seconds: float) -> Iterator[Row]:
             }
 
 
-def reason(error: Exception) -> str:
-    """The first line of what went wrong."""
-    return (str(error).splitlines() or [""])[0][:200] or type(error).__name__
-
-
 class KeptScan(torch.autograd.Function):
     """c_t = f_t c_{t-1} + (1 - f_t) z_t, keeping f, z and c: what torchqrnn's ForgetMult keeps."""
 
@@ -726,6 +723,8 @@ def main() -> None:
     if arguments.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch sees no GPU")
     device: Device = Cuda() if arguments.device == "cuda" else Cpu()
+    if device.kind == "cpu" and keep_memory():
+        device.note = "memory that is given back is kept (mallopt)"
     cannot = set() if device.kind == "cuda" else {"memory"}
     needs = {"translation": "joeynmt", "reviews": "allennlp"}
     cannot |= {suite for suite, package in needs.items() if find_spec(package) is None}
@@ -739,8 +738,12 @@ def main() -> None:
 
 
 def measured(name: str, device: Device, arguments: argparse.Namespace) -> bool:
-    """Runs one suite and writes its record; False, and the reason on the screen, if it fails."""
+    """Runs one suite and writes its record; False, and the reason on the screen, if it fails.
+
+    The rows of one that ends before its last are no record: they go to a file beside it.
+    """
     torch.manual_seed(1)
+    table: list[Row] = []
     started = time.monotonic()
     seconds = device.seconds if arguments.seconds is None else arguments.seconds
     try:
@@ -748,7 +751,8 @@ def measured(name: str, device: Device, arguments: argparse.Namespace) -> bool:
         with warnings.catch_warnings():
             # the kernels are what is measured, not what stands in for them
             warnings.filterwarnings("error", message="qrnn runs its slow PyTorch loop")
-            table = list(tqdm(SUITES[name](device, seconds), desc=name, unit="row"))
+            for row in tqdm(SUITES[name](device, seconds), desc=name, unit="row"):
+                table.append(row)
         record = {
             "experiment": f"bench-{name}",
             "row": device.row,
@@ -762,7 +766,14 @@ def measured(name: str, device: Device, arguments: argparse.Namespace) -> bool:
             "command": shlex.join(["python", *sys.argv]),
         }
         print(f"record  {records.write(arguments.results, record)}")
-    except Exception:
+    except BaseException as error:
+        if table:
+            part = arguments.results / f"bench-{name}-{device.row}.part.jsonl"
+            part.parent.mkdir(parents=True, exist_ok=True)
+            part.write_text("".join(f"{json.dumps(row)}\n" for row in table), encoding="utf-8")
+            print(f"{len(table)} rows are in {part}")
+        if not isinstance(error, Exception):
+            raise
         traceback.print_exc()
         return False
     return True

@@ -186,9 +186,15 @@ def sha256(text: str) -> str:
 def _cpu_model() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
+    except OSError:
+        lines = []
+    pairs = (line.partition(":") for line in reversed(lines))
+    told = {name.strip(): value.strip() for name, _, value in pairs}
+    if "model name" not in told:
         return platform.processor() or platform.machine()
+    # a virtual machine's name may not say which generation it is
+    family = f" family {told['cpu family']}" if "cpu family" in told else ""
+    return told["model name"] + family
 
 
 def is_number(value: object) -> bool:

@@ -4,6 +4,7 @@ Contenders take turns, so that all of them see the same machine; the median coun
 a list of calls, one per set of inputs, which are used in rotation.
 """
 
+import ctypes
 import math
 import re
 import statistics
@@ -19,7 +20,6 @@ Call = Callable[[], object]
 Function = Callable[..., Tensor]
 
 WARM_UP = 1  # turns that are not counted
-TURNS = 3  # at least, however long they take
 CAPTURED = 4  # calls in a graph, at least
 # of the norm of a difference to the norm of the result; TF32 would be near 3e-4
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 3e-2}
@@ -34,13 +34,14 @@ class Cpu:
     """All that differs between devices; times are in seconds, sizes in bytes.
 
     kind: torch's name for it. name, row, note: the record's device, row and note.
-    dtypes: measured. seconds: for which a row is repeated. limit: what a row of the scan suite may
-    move. copied: size of a copy that no cache holds.
+    dtypes: measured. seconds, turns: for which a row is repeated, and how often at least. limit:
+    what a row of the scan suite may move. copied: size of a copy that no cache holds.
     """
 
     kind = "cpu"
     row = "cpu"
     note = ""
+    turns = 3
     dtypes: tuple[torch.dtype, ...] = (torch.float32,)
     limit = 256 * 10**6
     copied = 128 * 2**20
@@ -87,6 +88,7 @@ class Cuda:
     """
 
     kind = "cuda"
+    turns = 20
     dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.bfloat16)
     limit = 6 * 10**9
     copied = 2**30
@@ -124,7 +126,10 @@ class Cuda:
             with torch.cuda.graph(graph):
                 for call in calls:
                     call()
-        except RuntimeError:
+        except RuntimeError as error:
+            told = f"no CUDA graphs since one failed: {reason(error)}"
+            print(told)
+            self.note += f"; {told}"
             # torch leaves its stream and its random numbers as they were in the middle of it, and
             # its allocator, for good, believing that it goes on
             self._captures = False
@@ -159,11 +164,29 @@ class Cuda:
 Device = Cpu | Cuda
 
 
+def keep_memory() -> bool:
+    """Makes glibc's malloc keep what is given back; False where there is another malloc.
+
+    By default what is larger than 32 MB goes back to the system, which clears it for the next one.
+    That takes longer than the kernels, and whether it happens depends on the size alone.
+    """
+    libc = ctypes.CDLL(None)
+    if not hasattr(libc, "mallopt"):
+        return False
+    trim_threshold, mmap_max = -1, -4  # as in malloc.h
+    return bool(libc.mallopt(mmap_max, 0) and libc.mallopt(trim_threshold, -1))
+
+
+def reason(error: BaseException) -> str:
+    """The first line of what went wrong."""
+    return (str(error).splitlines() or [""])[0][:200] or type(error).__name__
+
+
 def race(device: Device, contenders: Sequence[Sequence[Call]], seconds: float) -> list[float]:
     """The median time of each contender's calls."""
     times: list[list[float]] = [[] for _ in contenders]
     turn, end = -WARM_UP, math.inf
-    while turn < TURNS or time.monotonic() < end:
+    while turn < device.turns or time.monotonic() < end:
         for calls, spent in zip(contenders, times, strict=True):
             spent.append(device.time(calls[turn % len(calls)]))
         turn += 1

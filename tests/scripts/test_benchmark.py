@@ -79,6 +79,7 @@ def main(monkeypatch, tmp_path):
         benchmark.main()
 
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "extensions"))
+    monkeypatch.setattr(benchmark, "keep_memory", lambda: False)  # it would outlive the test
     return run
 
 
@@ -177,6 +178,20 @@ def test_a_suite_that_fails_is_named_and_does_not_stop_the_others(
     assert stopped.value.code == "failed: figure4, memory, growth"  # printed, exit status 1
     assert list(records.load(tmp_path)) == ["bench-scan-cpu.json"]
     assert "QRNNLayer: result 0 is off by 1.0e-03" in capsys.readouterr().err
+
+
+def test_rows_of_a_suite_that_does_not_end_are_kept_and_are_no_record(main, tmp_path, monkeypatch):
+    def suite(device, seconds):
+        yield {"n": 1}
+        yield {"n": 2}
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(benchmark.SUITES, "peers", suite)
+    with pytest.raises(KeyboardInterrupt):
+        main("peers", "--device", "cpu")
+    part = tmp_path / "bench-peers-cpu.part.jsonl"
+    assert part.read_text("utf-8") == '{"n": 1}\n{"n": 2}\n'
+    assert records.load(tmp_path) == {}
 
 
 @pytest.mark.parametrize(
