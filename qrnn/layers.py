@@ -68,22 +68,25 @@ register_state(QRNNState)
 State = QRNNState | tuple[Tensor, Tensor]
 
 
-def _prefers_onednn() -> bool:
-    """Whether oneDNN is wanted for the gradients as well: on AMD's processors from Zen 5 on.
+def _onednn_from() -> float:
+    """The multiplications of a product from which on oneDNN is wanted for the gradients as well.
 
-    There MKL's products in float32 take up to 2.2 times oneDNN's time. On an older one of AMD's
-    they did not, and MKL was ahead in the gradients; Intel's are not measured.
+    On AMD's processors from Zen 5 on MKL's products in float32 take up to 2.2 times oneDNN's time,
+    on a Zen 4 more than it where they are large, and less where they are small. Intel's are not
+    measured.
     """
     capabilities = torch.cpu.get_capabilities()
+    if "AMD" not in str(capabilities.get("cpu_name")):
+        return torch.inf
     zen5 = capabilities.get("avx512_vp2intersect")  # of AMD's the first with it
-    return "AMD" in str(capabilities.get("cpu_name")) and bool(zen5)
+    return 0 if zen5 else 3 << 30
 
 
-ONEDNN = _prefers_onednn()
+ONEDNN_FROM = _onednn_from()
 
 # From how much on the convolution's backward makes no windows; with less, what that needs in calls
 # costs more than moving data. Measured by `scripts/benchmark.py convolution`.
-MANY_ROWS = 256 if ONEDNN else 1024  # steps times sequences, on a CPU
+MANY_ROWS = 256 if ONEDNN_FROM == 0 else 1024  # steps times sequences, on a CPU
 MANY_WINDOWS = 3 << 24  # elements of all windows, on a GPU
 FEW_WINDOWS = 1 << 20  # so few, a few MB, are kept for backward; not measured
 PIECE = 2048  # rows that oneDNN takes at a time for the weight's gradient, whose copies fit a cache
@@ -429,7 +432,7 @@ class _Convolution(torch.autograd.Function):
         x, weight, windows = ctx.saved_tensors  # a checkpoint hands them out once
         if not _is_much(x, *ctx.sizes):
             grad_x, grad_weight = _with_windows(ctx, grad, x, weight, windows)
-        elif ONEDNN and _takes_onednn(x, weight, *ctx.sizes):
+        elif grad.numel() * weight.shape[1] >= ONEDNN_FROM and _takes_onednn(x, weight, *ctx.sizes):
             grad_x, grad_weight = _by_onednn(ctx, grad, x, weight)
         else:
             grad_x, grad_weight = _without_windows(ctx, grad, x, weight)

@@ -24,7 +24,6 @@ from typing import Any
 import records
 import with_allennlp
 import with_joeynmt
-from _jsonnet import evaluate_file
 from fetch import read_json, write_atomically
 
 FRAMEWORKS: dict[str, ModuleType] = {
@@ -135,6 +134,8 @@ def contents(
         settings = with_joeynmt.resolved(config, seed, overrides)
         text = settings["data"]["train"]
     else:  # what AllenNLP does, too slow to import here
+        from _jsonnet import evaluate_file  # not there where JoeyNMT alone is installed
+
         settings = json.loads(evaluate_file(str(config), ext_vars=dict(os.environ)))
         text = overrides.get("train_data_path", settings["train_data_path"])
     meta = Path(text).with_name("meta.json")

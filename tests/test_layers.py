@@ -645,7 +645,7 @@ class TestManyRows:
 
     @pytest.fixture(autouse=True, params=[False, True])
     def onednn(self, request: Any, monkeypatch: pytest.MonkeyPatch) -> bool:
-        monkeypatch.setattr(layers, "ONEDNN", request.param)
+        monkeypatch.setattr(layers, "ONEDNN_FROM", 0 if request.param else torch.inf)
         monkeypatch.setattr(layers, "PIECE", 1400)  # less than ROWS
         return bool(request.param)
 
