@@ -79,7 +79,7 @@ def _onednn_from() -> float:
     if "AMD" not in str(capabilities.get("cpu_name")):
         return torch.inf
     zen5 = capabilities.get("avx512_vp2intersect")  # of AMD's the first with it
-    return 0 if zen5 else 3 << 30
+    return 0 if zen5 else 5 << 29
 
 
 ONEDNN_FROM = _onednn_from()

@@ -763,19 +763,29 @@ class TestManyRows:
         assert (found[1:-1].double() - weight.sum(0)).abs().max() < 1e-5
 
     @pytest.mark.parametrize(
-        ("capabilities", "wanted"),
+        ("capabilities", "least"),
         [
-            ({"cpu_name": "AMD EPYC", "avx512_vp2intersect": True}, True),
-            ({"cpu_name": "AMD EPYC", "avx512_vp2intersect": False}, False),
-            ({"cpu_name": "Intel Xeon", "avx512_vp2intersect": True}, False),
-            ({"architecture": "aarch64"}, False),
+            ({"cpu_name": "AMD EPYC", "avx512_vp2intersect": True}, 0),
+            ({"cpu_name": "AMD EPYC", "avx512_vp2intersect": False}, 5 << 29),
+            ({"cpu_name": "Intel Xeon", "avx512_vp2intersect": True}, torch.inf),
+            ({"architecture": "aarch64"}, torch.inf),
         ],
     )
     def test_which_processors_prefer_onednn(
-        self, capabilities: dict[str, Any], wanted: bool, monkeypatch: pytest.MonkeyPatch
+        self, capabilities: dict[str, Any], least: float, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
-        assert layers._prefers_onednn() is wanted
+        assert layers._onednn_from() == least
+
+    @pytest.mark.parametrize("more", [0, 1])
+    def test_only_large_products_prefer_onednn(
+        self, more: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(layers, "ONEDNN_FROM", ROWS * 24 * 48 + more)
+        called: list[int] = []
+        monkeypatch.setattr(layers, "_by_onednn", lambda *_: called.append(1) or (None, None))
+        QRNNLayer(24, 8)(torch.randn(ROWS, 1, 24))[0].sum().backward()
+        assert len(called) == 1 - more
 
     @pytest.mark.parametrize("bidirectional", [False, True])
     def test_second_gradients(self, bidirectional: bool, monkeypatch: pytest.MonkeyPatch) -> None:
