@@ -60,6 +60,7 @@ def here(data, tmp_path, monkeypatch):
 
     yield tmp_path
     torch.set_num_threads(threads)
+    logging.disable(logging.NOTSET)
 
 
 def settings(folder, variant, **options):
