@@ -17,7 +17,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from qrnn.functional import check, check_floating
+from qrnn.checks import check, check_floating
 from qrnn.layers import QRNN, QRNNLayer
 from qrnn.pooling.reference import GATES
 
@@ -60,6 +60,7 @@ def to_torchqrnn(rnn: QRNN) -> dict[str, Tensor]:
 
     Raises:
         ValueError: if torchqrnn has no such QRNN.
+        TypeError: for an `rnn` that is no QRNN.
     """
     return {
         f"layers.{n}.linear.{kind}": _turn(getattr(layer, kind), layer)

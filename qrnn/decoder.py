@@ -10,25 +10,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from qrnn.functional import (
+from qrnn.checks import (
     autocasts,
     check,
+    check_dropout,
+    check_flag,
     check_floating,
+    check_index,
+    check_input,
     check_lengths,
     check_like,
     check_probability,
-)
-from qrnn.layers import (
-    QRNNLayer,
-    QRNNState,
-    as_state,
-    check_dropout,
-    check_flag,
-    check_index,
-    check_input,
     check_size,
-    register_state,
 )
+from qrnn.layers import QRNNLayer, QRNNState, as_state, register_state
 from qrnn.pooling.reference import GATES
 
 
@@ -42,7 +37,7 @@ class DecoderState(NamedTuple):
 
     c: Tensor
     window: tuple[Tensor, ...]
-    encoded: Tensor  # no name that begins as another does: torch.export takes "c" for its beginning
+    encoded: Tensor  # not "condition": torch.export would take the name "c" for its prefix
 
     def detach(self) -> "DecoderState":
         """The same values, cut from the graph."""

@@ -4,95 +4,22 @@ Equations 3 to 5 of Bradbury et al. 2016 (arXiv 1611.01576), in the paper's gate
 f is what is kept, c_t = f_t c_{t-1} + i_t z_t, and i = 1 - f unless the pooling is "ifo".
 """
 
-from collections.abc import Collection
-from numbers import Real
 from typing import TypedDict, Unpack
 
 import torch
 from torch import Tensor
 
+from qrnn.checks import (
+    autocasts,
+    check,
+    check_choice,
+    check_floating,
+    check_lengths,
+    check_like,
+    check_options,
+)
 from qrnn.pooling import operator
 from qrnn.pooling.reference import DIRECTIONS, GATES
-
-ZONEOUT_EVAL = ("mean", "none")
-
-
-def check(condition: bool, argument: str, expected: str, got: object) -> None:
-    if not condition:
-        raise ValueError(f"{argument}: expected {expected}, got {got}")
-
-
-def check_choice(argument: str, value: object, choices: Collection[str]) -> None:
-    valid = isinstance(value, str) and value in choices
-    check(valid, argument, f"one of {', '.join(choices)}", repr(value))
-
-
-def check_number(argument: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{argument}: expected a number, got {type(value).__name__}")
-
-
-def check_probability(argument: str, value: float) -> None:
-    check_number(argument, value)
-    check(0 <= value <= 1, argument, "a probability from 0 to 1", value)
-
-
-def check_options(pooling: object, zoneout: float, zoneout_eval: object) -> None:
-    """Those of `pool` that are a layer's as well, whose attributes may have been set since."""
-    check_choice("pooling", pooling, GATES)
-    check_probability("zoneout", zoneout)
-    check_choice("zoneout_eval", zoneout_eval, ZONEOUT_EVAL)
-
-
-def check_floating(argument: str, value: object) -> None:
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{argument}: expected a Tensor, got {type(value).__name__}")
-    if value.layout is not torch.strided:
-        raise TypeError(f"{argument}: expected a dense Tensor, got {value.layout}")
-    if value.dtype not in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
-        raise TypeError(
-            f"{argument}: expected float32, float64, float16 or bfloat16, got {value.dtype}"
-        )
-
-
-def autocasts(device: torch.device) -> bool:
-    """Whether torch.autocast is on for this device."""
-    # torch.amp.is_autocast_available would say this, but torch 2.11 cannot compile it
-    return device.type != "meta" and torch.is_autocast_enabled(device.type)
-
-
-def check_like(
-    argument: str, value: object, shape: tuple[int, ...], like: Tensor, cast: bool = False
-) -> None:
-    """Raises unless `value` is a tensor of this shape, on the device and of the dtype of `like`.
-
-    With `cast` any floating dtype will do, as under autocast.
-    """
-    check_floating(argument, value)
-    assert isinstance(value, Tensor)
-    check(value.shape == shape, argument, f"shape {tuple(shape)}", tuple(value.shape))
-    check(value.device == like.device, argument, f"device {like.device}", value.device)
-    if value.dtype != like.dtype and not cast:
-        raise TypeError(f"{argument}: expected dtype {like.dtype}, got {value.dtype}")
-
-
-def check_lengths(
-    lengths: object, batch: int, steps: int, device: torch.device, argument: str = "lengths"
-) -> Tensor:
-    """`lengths` as int64 on `device`; values are looked at only where that costs no GPU sync."""
-    if not isinstance(lengths, Tensor):
-        raise TypeError(f"{argument}: expected a Tensor, got {type(lengths).__name__}")
-    if lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool:
-        raise TypeError(f"{argument}: expected integers, got {lengths.dtype}")
-    check(lengths.shape == (batch,), argument, f"shape {(batch,)}", tuple(lengths.shape))
-    on_cpu = lengths.device.type == "cpu"
-    check(on_cpu or lengths.device == device, argument, f"device {device} or cpu", lengths.device)
-    if on_cpu and batch and not torch.compiler.is_compiling() and not operator.is_transformed():
-        values = lengths.tolist()
-        check(
-            0 <= min(values) and max(values) <= steps, argument, f"values from 0 to {steps}", values
-        )
-    return lengths.to(device, torch.int64)
 
 
 def pool(
@@ -166,7 +93,7 @@ def pool_checked(
     training: bool,
     shift: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`pool` of what is known to be right; lengths are int64, on the device of the gates."""
+    """`pool` without its checks; lengths are int64, on the device of the gates."""
     if c0 is not None:
         c0 = c0.to(gates.dtype)
     seed = None
@@ -194,8 +121,12 @@ class PoolOptions(TypedDict, total=False):
 def f_pool(
     gates: Tensor, c0: Tensor | None = None, **options: Unpack[PoolOptions]
 ) -> tuple[Tensor, Tensor]:
-    """h and c_n of h_t = c_t = f_t c_{t-1} + (1 - f_t) z_t (equation 3), gates z, f; see
-    `qrnn.functional.pool`."""
+    """h_t = c_t = f_t c_{t-1} + (1 - f_t) z_t (equation 3).
+
+    gates (T, B, D * 2 * H), in each direction the pre-activations of z and f; c0 (D, B, H), or None
+    for zeros. Returns h (T, B, D * H) and c_n (D, B, H), the cells after each sequence's last step.
+    Options, dtypes and errors: see `qrnn.functional.pool`.
+    """
     h, _, c_n = pool("f", gates, c0, **options)
     return h, c_n
 
@@ -203,8 +134,10 @@ def f_pool(
 def fo_pool(
     gates: Tensor, c0: Tensor | None = None, **options: Unpack[PoolOptions]
 ) -> tuple[Tensor, Tensor]:
-    """h and c_n of c_t as in `f_pool`, h_t = o_t c_t (equation 4), gates z, f, o; see
-    `qrnn.functional.pool`."""
+    """c_t = f_t c_{t-1} + (1 - f_t) z_t, h_t = o_t c_t (equation 4).
+
+    As `f_pool`, with gates (T, B, D * 3 * H): z, f, o.
+    """
     h, _, c_n = pool("fo", gates, c0, **options)
     return h, c_n
 
@@ -212,8 +145,10 @@ def fo_pool(
 def ifo_pool(
     gates: Tensor, c0: Tensor | None = None, **options: Unpack[PoolOptions]
 ) -> tuple[Tensor, Tensor]:
-    """h and c_n of c_t = f_t c_{t-1} + i_t z_t, h_t = o_t c_t (equation 5), gates z, f, o, i; see
-    `qrnn.functional.pool`."""
+    """c_t = f_t c_{t-1} + i_t z_t, h_t = o_t c_t (equation 5).
+
+    As `f_pool`, with gates (T, B, D * 4 * H): z, f, o, i.
+    """
     h, _, c_n = pool("ifo", gates, c0, **options)
     return h, c_n
 
@@ -228,8 +163,8 @@ def linear_recurrence(
     [8.0, 6.0, 4.0]
 
     Args:
-        f: factors (T, B, H); float32, float64, float16 or bfloat16. On a GPU up to 256 of them that
-            follow each other are multiplied: what is infinite then makes h infinite or NaN.
+        f: factors (T, B, H); float32, float64, float16 or bfloat16. On a GPU up to 256 consecutive
+            factors are multiplied with each other: where that overflows, h is infinite or NaN.
         x: what is added (T, B, H).
         h0: the value before the first step (B, H); zeros when None. All are of one type; under
             autocast h is of the wider one of f and x.

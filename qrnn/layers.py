@@ -1,4 +1,4 @@
-"""The convolution, the layer and the stack: QRNNLayer and QRNN (Bradbury et al. 2016, section 2).
+"""The layer and the stack: QRNNLayer and QRNN (Bradbury et al. 2016, section 2).
 
 Inside everything is time-major: T steps, B sequences, I inputs, H channels, D directions.
 """
@@ -11,32 +11,36 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.grad import conv2d_weight
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from qrnn.functional import (
+from qrnn.checks import (
     autocasts,
     check,
+    check_dropout,
+    check_flag,
     check_floating,
+    check_index,
+    check_input,
     check_lengths,
     check_like,
     check_number,
     check_options,
     check_probability,
-    pool_checked,
+    check_size,
 )
-from qrnn.pooling import operator
+from qrnn.convolution import convolve
+from qrnn.functional import pool_checked
 from qrnn.pooling.reference import GATES
 
 
 class QRNNState(NamedTuple):
-    """What a QRNN carries from one piece of a sequence to the next; L layers, D directions.
+    """What a QRNN of L layers and one direction carries from one piece of a sequence to the next.
 
-    h (L * D, B, H): the last outputs. c (L * D, B, H): the last cells.
+    h (L, B, H): the last outputs. c (L, B, H): the last cells.
     window: for each layer its last kernel_size - 1 inputs, (kernel_size - 1, B, I).
 
-    B is dimension 1 of all: to begin some sequences anew, multiply h, c and every window by a mask
-    (1, B, 1), as torch.utils._pytree.tree_map does.
+    B is dimension 1 of all: to begin some of the sequences anew, multiply h, c and every window by
+    a mask (1, B, 1) that is 0 for them and 1 for the others.
     """
 
     h: Tensor
@@ -57,7 +61,7 @@ class QRNNState(NamedTuple):
 
 
 def register_state(state: type) -> None:
-    """So that torch.load, and torch.export.save for a program that takes it, know the class."""
+    """Lets torch.load, and torch.export.save of a program with such an input, accept the class."""
     torch.serialization.add_safe_globals([state])
     name = f"qrnn.{state.__name__}"
     torch.utils._pytree._register_namedtuple(state, serialized_type_name=name)
@@ -66,58 +70,6 @@ def register_state(state: type) -> None:
 register_state(QRNNState)
 
 State = QRNNState | tuple[Tensor, Tensor]
-
-
-def _onednn_from() -> float:
-    """The multiplications of a product from which on oneDNN is wanted for the gradients as well.
-
-    On AMD's processors from Zen 5 on MKL's products in float32 take up to 2.2 times oneDNN's time,
-    on a Zen 4 more than it where they are large, and less where they are small. Intel's are not
-    measured.
-    """
-    capabilities = torch.cpu.get_capabilities()
-    if "AMD" not in str(capabilities.get("cpu_name")):
-        return torch.inf
-    zen5 = capabilities.get("avx512_vp2intersect")  # of AMD's the first with it
-    return 0 if zen5 else 5 << 29
-
-
-ONEDNN_FROM = _onednn_from()
-
-# From how much on the convolution's backward makes no windows; with less, what that needs in calls
-# costs more than moving data. Measured by `scripts/benchmark.py convolution`.
-MANY_ROWS = 256 if ONEDNN_FROM == 0 else 1024  # steps times sequences, on a CPU
-MANY_WINDOWS = 3 << 24  # elements of all windows, on a GPU
-FEW_WINDOWS = 1 << 20  # so few, a few MB, are kept for backward; not measured
-PIECE = 2048  # rows that oneDNN takes at a time for the weight's gradient, whose copies fit a cache
-# Smaller images than this torch does not give to oneDNN, and of few channels oneDNN makes little.
-LEAST_IMAGE, LEAST_CHANNELS = 20_480, 16
-
-
-def check_size(argument: str, value: object, least: int = 1) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{argument}: expected an int, got {type(value).__name__}")
-    check(value >= least, argument, f"at least {least}", value)
-
-
-def check_flag(argument: str, value: object) -> None:
-    # "false" would count as true
-    if not isinstance(value, int) or value not in (0, 1):
-        raise TypeError(f"{argument}: expected True or False, got {value!r}")
-
-
-def check_dropout(rate: float, num_layers: int) -> None:
-    """Of a stack. Warns as nn.LSTM does."""
-    check_probability("dropout", rate)
-    if rate and num_layers == 1:
-        warnings.warn("dropout: has no effect with num_layers=1", stacklevel=3)
-
-
-def check_index(argument: str, value: object) -> None:
-    if not isinstance(value, Tensor) or value.dtype not in (torch.int64, torch.int32):
-        got = value.dtype if isinstance(value, Tensor) else type(value).__name__
-        raise TypeError(f"{argument}: expected a Tensor of int64 or int32, got {got}")
-    check(value.dim() == 1, argument, "1 dimension", tuple(value.shape))
 
 
 class QRNNLayer(nn.Module):
@@ -135,7 +87,7 @@ class QRNNLayer(nn.Module):
         zoneout, zoneout_eval: see `functional.pool`.
         weight_dropout: rate at which the weight's elements are dropped in training, the same ones
             for all steps and sequences of a call (DropConnect, as in Merity et al. 2017).
-        forget_bias: start value of the forget gate's bias (the paper states none).
+        forget_bias: initial value of the forget gate's bias (the paper states none).
         device, dtype: of the parameters, as everywhere in torch.nn.
 
     Parameters:
@@ -250,16 +202,7 @@ class QRNNLayer(nn.Module):
             forward, reverse = weight.chunk(2)
             mirrored = reverse.unflatten(1, (k, self.input_size)).flip(1).flatten(1)
             weight = torch.cat([forward, mirrored])
-        inputs, sizes = x, (k, before, after)
-        if autocasts(x.device) and x.dtype != torch.float64:
-            # as F.linear would, but of k times as much
-            inputs = x.to(torch.get_autocast_dtype(x.device.type))
-        if torch.is_grad_enabled() and _is_own(x, *sizes) and not operator.is_transformed():
-            if weight.dtype != inputs.dtype:
-                weight = weight.to(inputs.dtype)
-                bias = None if bias is None else bias.to(inputs.dtype)
-            return _Convolution.apply(inputs, weight, bias, *sizes), x
-        return _convolve(inputs, weight, bias, *sizes), x
+        return convolve(x, weight, bias, k, before, after), x
 
     def pool(
         self, gates: Tensor, c0: Tensor | None, lengths: Tensor | None = None
@@ -303,8 +246,9 @@ class QRNNLayer(nn.Module):
 
         checked: all three are known to be right, and the padding of x to be zero.
         condition (B, D * G * H): is added to the pre-activations of every step.
-        apart: with a condition and in one direction, the output's factors in its place, a pair: the
-            cells (T, B, H), and the output gate, None in "f" pooling. h_n then has no gate either.
+        apart: return, in the output's place, the pair whose product it is: the cells (T, B, H), and
+            the output gate (T, B, H), or None with "f" pooling. Needs a condition and one
+            direction; h_n is then the last cell.
         """
         if not checked:
             state = as_state(state, QRNNState)
@@ -353,155 +297,6 @@ def _check_arguments(
     return x, lengths
 
 
-def _is_much(x: Tensor, k: int, before: int, after: int) -> bool:
-    """Whether the backward of `_Convolution` makes no windows."""
-    T, B, I = x.shape
-    rows = (T + before + after - k + 1) * B
-    return rows >= MANY_ROWS if x.is_cpu else rows * k * I >= MANY_WINDOWS
-
-
-def _is_own(x: Tensor, *sizes: int) -> bool:
-    """Whether the convolution is left neither to torch's autograd nor to a compiler."""
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined]
-        return False
-    return x.is_cuda or _is_much(x, *sizes)
-
-
-def _takes_onednn(x: Tensor, weight: Tensor, *sizes: int) -> bool:
-    """Whether `_convolve` is oneDNN's convolution."""
-    if not (x.is_cpu and x.dtype == torch.float32 and _is_own(x, *sizes)):
-        return False
-    channels = min(x.shape[2], len(weight))  # of x, and of the gradient of what is made of it
-    large = len(x) * x.shape[1] * channels > LEAST_IMAGE and channels >= LEAST_CHANNELS
-    return large and torch.backends.mkldnn.is_available()
-
-
-def _convolve(
-    x: Tensor, weight: Tensor, bias: Tensor | None, k: int, before: int, after: int
-) -> Tensor:
-    """x (T, B, I), with rows of zeros before and after it, to (rows of windows, B, N).
-
-    weight (N, k * I), bias (N).
-    """
-    if _takes_onednn(x, weight, k, before, after):
-        image = _image(_pad(x, before, after))
-        return _steps(F.conv2d(image, _kernel(weight, k), bias))
-    return F.linear(operator.windows(x, k, before, after), weight, bias)
-
-
-def _pad(x: Tensor, before: int, after: int) -> Tensor:
-    return F.pad(x, (0, 0, 0, 0, before, after)) if before or after else x
-
-
-def _image(x: Tensor) -> Tensor:
-    """(T, B, N) as conv2d takes it: (1, N, T, B), with the channels last in memory."""
-    return x.permute(2, 0, 1)[None]
-
-
-def _steps(image: Tensor) -> Tensor:
-    """The reverse of `_image`."""
-    return image[0].permute(1, 2, 0)
-
-
-def _kernel(weight: Tensor, k: int) -> Tensor:
-    """(N, k * I) as conv2d takes it: (N, I, k, 1)."""
-    return weight.unflatten(1, (k, 1, -1)).permute(0, 3, 1, 2)
-
-
-class _Convolution(torch.autograd.Function):
-    """`_convolve`, which keeps few windows: of many, backward makes them again, or does without.
-
-    Differentiable again.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Any, *sizes: int) -> Tensor:
-        ctx.sizes, kept = sizes, None
-        if _is_much(x, *sizes):
-            gates = _convolve(x, weight, bias, *sizes)
-        else:
-            windows = operator.windows(x, *sizes)
-            gates = F.linear(windows, weight, bias)
-            if ctx.needs_input_grad[1] and windows.numel() <= FEW_WINDOWS:
-                kept = windows
-        ctx.save_for_backward(x, weight, kept)
-        return gates
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:
-        x, weight, windows = ctx.saved_tensors  # a checkpoint hands them out once
-        if not _is_much(x, *ctx.sizes):
-            grad_x, grad_weight = _with_windows(ctx, grad, x, weight, windows)
-        elif grad.numel() * weight.shape[1] >= ONEDNN_FROM and _takes_onednn(x, weight, *ctx.sizes):
-            grad_x, grad_weight = _by_onednn(ctx, grad, x, weight)
-        else:
-            grad_x, grad_weight = _without_windows(ctx, grad, x, weight)
-        grad_bias = grad.sum((0, 1)) if ctx.needs_input_grad[2] else None
-        return grad_x, grad_weight, grad_bias, None, None, None
-
-
-def _with_windows(
-    ctx: Any, grad: Tensor, x: Tensor, weight: Tensor, windows: Tensor | None
-) -> tuple[Tensor | None, Tensor | None]:
-    """Of `_Convolution`, the gradients at x and weight: a product each."""
-    (rows, B, N), width = grad.shape, weight.shape[1]
-    grad = grad.reshape(-1, N)  # flatten has no rule for batched gradients
-    grad_x = grad_weight = None
-    if ctx.needs_input_grad[0]:  # no name for what is as large as the windows
-        grad_x = operator.windows_backward((grad @ weight).view(rows, B, width), *ctx.sizes)
-    if ctx.needs_input_grad[1]:
-        if windows is None or torch.is_grad_enabled():  # of the kept ones x has no derivative
-            windows = operator.windows(x, *ctx.sizes)
-        grad_weight = grad.t() @ windows.view(-1, width)
-    return grad_x, grad_weight
-
-
-@torch.autocast("cpu", enabled=False)
-def _by_onednn(
-    ctx: Any, grad: Tensor, x: Tensor, weight: Tensor
-) -> tuple[Tensor | None, Tensor | None]:
-    """As `_with_windows`, by the gradients of oneDNN's convolution."""
-    (k, before, after), (T, B, I), rows = ctx.sizes, x.shape, len(grad)
-    image, kernel = _image(grad), _kernel(weight, k)
-    grad_x = grad_weight = None
-    if ctx.needs_input_grad[0]:
-        grad_x = _steps(F.conv_transpose2d(image, kernel)).narrow(0, before, T)
-    if ctx.needs_input_grad[1]:
-        padded = _image(_pad(x, before, after))
-        steps = -(-rows // -(-rows * B // PIECE))  # of pieces of nearly one size
-        gradients = (
-            conv2d_weight(padded[:, :, t : t + steps + k - 1], kernel.shape, piece)
-            for t, piece in zip(range(0, rows, steps), image.split(steps, 2), strict=True)
-        )
-        total = sum(gradients, next(gradients))  # one after the other, not all at once
-        grad_weight = total.permute(0, 2, 3, 1).reshape(-1, k * I)
-    return grad_x, grad_weight
-
-
-def _without_windows(
-    ctx: Any, grad: Tensor, x: Tensor, weight: Tensor
-) -> tuple[Tensor | None, Tensor | None]:
-    """As `_with_windows`, by a product for each step of the window."""
-    (k, before, _), (T, B, I) = ctx.sizes, x.shape
-    x, grad = x.reshape(-1, I), grad.reshape(-1, grad.shape[2])
-    rows = len(grad)
-    grad_x = grad.new_zeros(x.shape) if ctx.needs_input_grad[0] else None
-    parts = []
-    for j in range(k):
-        # row n of the windows has at its step j row n - shift of x, where there is one
-        shift = (before - j) * B
-        first = max(0, shift)
-        last = max(first, min(rows, T * B + shift))
-        own, at = grad[first:last], slice(first - shift, last - shift)
-        if grad_x is not None:
-            grad_x[at].addmm_(own, weight[:, j * I : (j + 1) * I])
-        if ctx.needs_input_grad[1]:
-            parts.append(own.t() @ x[at])
-    if grad_x is not None:
-        grad_x = grad_x.view(T, B, I)
-    return grad_x, torch.cat(parts, 1) if parts else None
-
-
 def _initial_state(layers: Sequence[QRNNLayer], batch_size: int) -> QRNNState:
     check_size("batch_size", batch_size, 0)
     for layer in layers:
@@ -512,17 +307,6 @@ def _initial_state(layers: Sequence[QRNNLayer], batch_size: int) -> QRNNState:
     window = [make(v.kernel_size - 1, batch_size, v.input_size) for v in layers]
     h, c = make(len(layers), batch_size, H), make(len(layers), batch_size, H)
     return QRNNState(h, c, tuple(window))
-
-
-def check_input(x: object, weight: Tensor, input_size: int) -> None:
-    check_floating("input", x)
-    assert isinstance(x, Tensor)
-    check(x.dim() == 3, "input", "3 dimensions", tuple(x.shape))
-    check(x.shape[2] == input_size, "input", f"a last dimension of {input_size}", x.shape[2])
-    check(x.device == weight.device, "input", f"device {weight.device}", x.device)
-    wide = torch.float64 in (x.dtype, weight.dtype)  # autocast leaves it alone
-    if x.dtype != weight.dtype and (wide or not autocasts(x.device)):
-        raise TypeError(f"input: expected dtype {weight.dtype}, got {x.dtype}")
 
 
 def _check_state(state: object, layers: Sequence[QRNNLayer], x: Tensor) -> None:
@@ -559,7 +343,7 @@ def _check_state(state: object, layers: Sequence[QRNNLayer], x: Tensor) -> None:
 
 
 def as_state(state: Any, kind: type) -> Any:
-    """A QRNNState or DecoderState that has been through code which makes plain tuples of it."""
+    """A state of class `kind` again, where other code has made a plain tuple or list of it."""
     plain = isinstance(state, (tuple, list)) and not isinstance(state, kind)
     return kind(*state) if plain and len(state) == 3 else state
 
@@ -597,7 +381,7 @@ class QRNN(nn.Module):
             (section 2.1 of the paper); the output is still the last layer's alone.
         masked: whether windows end at their own step (the paper's masked convolution) or are
             centred on it, which an encoder may use.
-        forget_bias: start value of the forget gates' bias.
+        forget_bias: initial value of the forget gates' bias.
         device, dtype: of the parameters.
 
     Raises:
@@ -701,7 +485,8 @@ class QRNN(nn.Module):
                 (T, input_size) for one sequence, or a PackedSequence, sorted or not.
             hx: None for zeros; (h, c), each (num_layers * D, B, hidden_size), with zeros to
                 the left of the window; or a QRNNState, which continues exactly where the
-                call that returned it ended. For (T, input_size), h and c without B.
+                call that returned it ended. For (T, input_size), h and c without B, or
+                a QRNNState of one sequence.
             lengths: valid steps of each sequence, integers (B,): the padding after them is never
                 read and gives zeros. A PackedSequence brings its own.
 

@@ -28,18 +28,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
+from torch.nn import functional as F
 
-from qrnn.functional import (
+from qrnn.checks import (
     autocasts,
     check,
     check_floating,
+    check_input,
     check_like,
     check_probability,
-    linear_recurrence,
-    pool,
+    check_size,
 )
-from qrnn.layers import check_input, check_size
+from qrnn.functional import linear_recurrence, pool
 
 
 def _first_cells(hidden: Tensor, shape: tuple[int, ...], like: Tensor) -> Tensor:
@@ -79,7 +79,7 @@ class ForgetMult(nn.Module):
         """
         check_floating("f", f)
         check(f.dim() == 3, "f", "3 dimensions (T, B, H)", tuple(f.shape))
-        check_like("x", x, tuple(f.shape), f)
+        check_like("x", x, tuple(f.shape), f, cast=autocasts(f.device))
         h0 = None
         if hidden_init is not None:
             h0 = _first_cells(hidden_init, tuple(f.shape[1:]), f)[0].to(f.dtype)
@@ -284,7 +284,7 @@ class QRNN(nn.Module):
         states: list[Tensor] = []
         for n, layer in enumerate(self.layers):
             if n:
-                output = functional.dropout(output, self.dropout, self.training)
+                output = F.dropout(output, self.dropout, self.training)
             output, state = layer(output, None if hidden is None else hidden[n])
             check(
                 not states or state.shape == states[0].shape, "layers", "one hidden size", "several"

@@ -10,13 +10,35 @@ from typing import Any
 
 import numpy
 import torch
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from qrnn import QRNN, QRNNLayer
 
+WIDE = torch.float64
+POOLINGS = ["f", "fo", "ifo"]
 BLOCKS = {"f": "zf", "fo": "zfo", "ifo": "zfoi"}
 MASK = (1 << 64) - 1
+
+
+def randn(*shape: int) -> Tensor:
+    return torch.randn(shape, dtype=WIDE)
+
+
+def close(got: Any, want: Any, tolerance: float = 1e-12) -> None:
+    """Compares tensors, and tuples of them, in order."""
+    if isinstance(want, Tensor):
+        torch.testing.assert_close(got, want, rtol=tolerance, atol=tolerance)
+        return
+    assert len(got) == len(want)
+    for a, b in zip(got, want, strict=True):
+        close(a, b, tolerance)
+
+
+def equal(got: Any, want: Any) -> None:
+    """As `close`, bit for bit."""
+    close(got, want, 0.0)
 
 
 def splitmix64(seed: int, n: int) -> int:

@@ -13,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from oracle import POOLINGS, WIDE, close, equal, randn
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
@@ -20,9 +21,6 @@ from torch.utils.checkpoint import checkpoint
 from qrnn import decoder as decoder_module
 from qrnn import functional, layers
 from qrnn.decoder import DecoderState, QRNNDecoder
-
-WIDE = torch.float64
-POOLINGS = ["f", "fo", "ifo"]
 
 
 def make(*sizes: int, **options: Any) -> QRNNDecoder:
@@ -32,25 +30,6 @@ def make(*sizes: int, **options: Any) -> QRNNDecoder:
         for parameter in decoder.parameters():
             parameter.normal_(std=0.6)
     return decoder
-
-
-def randn(*shape: int) -> Tensor:
-    return torch.randn(shape, dtype=WIDE)
-
-
-def close(got: Any, want: Any, tolerance: float = 1e-12) -> None:
-    """Compares tensors, and tuples of them, in order."""
-    if isinstance(want, Tensor):
-        torch.testing.assert_close(got, want, rtol=tolerance, atol=tolerance)
-        return
-    assert len(got) == len(want)
-    for a, b in zip(got, want, strict=True):
-        close(a, b, tolerance)
-
-
-def equal(got: Any, want: Any) -> None:
-    """As `close`, bit for bit."""
-    close(got, want, 0.0)
 
 
 def arguments(decoder: QRNNDecoder) -> tuple[Tensor, DecoderState, Tensor]:
@@ -1006,7 +985,7 @@ def test_misuse(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         misuse()
     text = str(caught.value)
     assert caught.type is error
-    # check_lengths of functional.py says which argument is meant, or lengths for short
+    # check_lengths of checks.py says which argument is meant, or lengths for short
     own = r"(memory_)?lengths" if argument == "lengths" else re.escape(argument)
     pattern = rf"^{own}: expected .*{re.escape(expected)}.*, got .*{re.escape(got)}"
     assert re.search(pattern, text, re.DOTALL), text

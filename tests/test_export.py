@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from qrnn import QRNN, QRNNDecoder, QRNNState, functional, linear_recurrence, torchqrnn
+from qrnn.convolution import MANY_ROWS
 from qrnn.decoder import DecoderState
-from qrnn.layers import MANY_ROWS
 
 STEPS, BATCH = Dim("steps"), Dim("batch")
 SIZES = [(1, 1), (2, 1), (1, 3), (9, 4), (40, 2)]

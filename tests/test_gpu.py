@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.library import opcheck
 
-from qrnn import QRNN, QRNNLayer, layers, linear_recurrence
+from qrnn import QRNN, QRNNLayer, convolution, linear_recurrence
 from qrnn.functional import pool
 from qrnn.pooling import operator, reference
 from qrnn.pooling.reference import DIRECTIONS, GATES
@@ -287,8 +287,8 @@ def test_streaming_equals_one_run() -> None:
 def test_the_convolution_is_that_of_the_host(
     bidirectional: bool, few: int, many: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(layers, "FEW_WINDOWS", few)
-    monkeypatch.setattr(layers, "MANY_WINDOWS", many)
+    monkeypatch.setattr(convolution, "FEW_WINDOWS", few)
+    monkeypatch.setattr(convolution, "MANY_WINDOWS", many)
     layer = QRNNLayer(24, 16, kernel_size=3, bidirectional=bidirectional, dtype=torch.float64)
     x = torch.randn(256, 4, 24, dtype=torch.float64)
     results = []

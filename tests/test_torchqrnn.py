@@ -516,3 +516,12 @@ def test_a_model_pickled_whole_by_the_archived_package(monkeypatch: pytest.Monke
     want, last = one_layer(x.numpy(), *weights, 2, True, before=layer.prevX.numpy())
     close((output, hidden), (want, last[None]))
     assert "3, 4, window=2, zoneout=0" in repr(loaded)
+
+
+def test_forget_mult_under_autocast_takes_any_type() -> None:
+    f, x = torch.rand(4, 2, 3), torch.randn(4, 2, 3)
+    with torch.autocast("cpu", torch.bfloat16):
+        got = ForgetMult()(f, x.bfloat16())
+    torch.testing.assert_close(got, ForgetMult()(f, x.bfloat16().float()), rtol=0, atol=1e-6)
+    with pytest.raises(TypeError, match=r"x: expected dtype torch\.float32"):
+        ForgetMult()(f, x.bfloat16())

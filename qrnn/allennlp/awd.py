@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from qrnn.allennlp.language_model import StreamModel
 from qrnn.allennlp.streams import NAMESPACE
-from qrnn.functional import check, check_number, check_probability
+from qrnn.checks import check, check_number, check_probability
 from qrnn.layers import QRNNLayer, QRNNState
 
 METRIC = "validation_perplexity"
@@ -40,14 +40,14 @@ class AWDLanguageModel(StreamModel):
         num_layers: L, at least 2.
         first_kernel_size: of the first layer; the others' windows are of one step.
         pooling: "f", "fo" or "ifo".
-        forget_bias: start value of the forget gates' bias.
+        forget_bias: initial value of the forget gates' bias.
         weight_dropout: rate on the elements of the layers' weights.
         word_dropout: rate at which a word of the vocabulary is zero wherever it is read in a
             piece (section 4.3).
         input_dropout, hidden_dropout, output_dropout: rates on the embeddings, between the layers
             and on the last one's output, with one mask for all steps of a piece (section 4.2).
         activation_penalty, temporal_penalty: the factors of the penalties.
-        initializer: of AllenNLP, after the start values above.
+        initializer: of AllenNLP, after the initial values above.
     """
 
     def __init__(
@@ -175,11 +175,10 @@ class _Average(MovingAverage):
 class NTASGD(TrainerCallback):
     """Averaged SGD with a non-monotonic trigger: algorithm 1 of Merity et al. 2017.
 
-    The trainer's optimiser is plain SGD. Once validation perplexity is worse than it was more than
-    `window` epochs ago, the parameters are averaged over all steps from then on. What is validated
-    and kept is the average, what is trained on goes its own way. For a trainer without a
-    moving_average of its own, which, recovered from a checkpoint, averages stale copies of the
-    weights.
+    The trainer's optimizer is plain SGD. Once validation perplexity is worse than the best of more
+    than `window` epochs ago, the parameters are averaged over all steps from then on. The average
+    is what is validated and saved; training goes on from the parameters themselves. The trainer may
+    have no moving_average of its own: this callback puts one there.
 
     window: n of the paper, in epochs.
     triggered: whether the average begins with the first step, as in fine-tuning (section 5).

@@ -2,7 +2,7 @@
 
 allennlp 2.10.1 was written for torch < 1.13. mend() runs before it is imported and puts right what
 would stop the import; extend() runs when its commands are there and makes them know qrnn. Both are
-called by the start-up hook (qrnn/startup), where that is not active by qrnn.allennlp and
+called by the start-up hook (qrnn/startup) or, where that is not active, by qrnn.allennlp and
 `python -m qrnn.allennlp`. Each mend is made only where it is needed, so that the pinned libraries
 as well as newer ones work.
 
@@ -29,7 +29,8 @@ import torch
 
 ALLENNLP = "2.10.1"
 TORCH = ((2, 11), (2, 16))  # allowed from the first up to, but not including, the second
-# Files of a training that begins in another process, or of a trainer that is not AllenNLP's.
+# Files that show that training has begun where `begin` below is not called: in another process, and
+# by a trainer that is not AllenNLP's.
 BEGUN = ("out_worker*.log", "run.json", "metrics*.json", "*.th", "*.tar.gz")
 
 
@@ -50,12 +51,13 @@ def extend() -> None:
     """Makes the command `allennlp` know qrnn; to be called after `import allennlp.commands`.
 
     - The plugin qrnn.allennlp is loaded without a --include-package or an .allennlp_plugins file.
-    - `allennlp train` without -s writes to runs/<name of the config>. A new folder goes again if
-      the run fails before training begins (for want of data, say), or it would be in the way of the
-      next, as that of a --dry-run without -s would. Several processes have begun when they start.
-    - An option that the trainer does not know is an error, and weights that are not there.
-    - `allennlp train --recover` goes on from the newest checkpoint that is whole, and with best.th
-      of the best epoch; it is an error if its weights are lost.
+    - `allennlp train` without -s writes to runs/<name of the config>. A folder that the run made is
+      removed if the run fails before training begins (for want of data, say), since it would stop
+      the next run; so is that of a --dry-run without -s. Training in several processes counts as
+      begun when these start.
+    - An option that the trainer does not know is an error, and so is a missing weights file.
+    - `allennlp train --recover` goes on from the newest undamaged checkpoint, with a best.th of the
+      best epoch; it is an error if that epoch's weights are lost.
     - The scheduler "reduce_on_plateau" works: torch 2.7 took the option `verbose` from it.
     """
     from allennlp.common import plugins
@@ -164,8 +166,8 @@ def _mend_recover() -> None:
 
 
 def _check_config(config: Any) -> None:
-    """What AllenNLP finds out late or never: it swallows an option that its trainer does not know,
-    as one that is misspelt, and reads all data before the weights of an initializer."""
+    """Refuses what AllenNLP notices late or never: a weights file that is missing, before which it
+    reads all data, and an option that its trainer does not know, a misspelt one say."""
     from allennlp.common.checks import ConfigurationError
     from allennlp.training import GradientDescentTrainer
 

@@ -256,7 +256,7 @@ class DenseLSTMSeq2VecEncoder(Seq2VecEncoder):
         return self.hidden_size
 
     def forward(self, inputs: Tensor, mask: Optional[Tensor] = None) -> Tensor:
-        # steps before the padding know nothing of it: no packing is needed, and none is as fast
+        # the steps before the padding do not depend on it: packing would only be slower
         x = inputs
         *lower, top = self.layers
         for layer in lower:

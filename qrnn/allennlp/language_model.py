@@ -17,12 +17,12 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from qrnn.allennlp.streams import NAMESPACE
-from qrnn.functional import check, check_choice, check_probability
+from qrnn.checks import check, check_choice, check_probability
 from qrnn.layers import QRNN
 
 RNNS: Dict[str, Any] = {"qrnn": QRNN, "lstm": nn.LSTM}
 FIXED = ("batch_first", "bidirectional", "proj_size")  # options that a stream leaves no choice in
-# How many are in memory at a time; more on a GPU, where what costs is the number of calls.
+# How many logits are in memory at a time; more on a GPU, where the number of calls is what costs.
 LOGITS, GPU_LOGITS = 1 << 23, 1 << 25
 
 
@@ -171,8 +171,7 @@ class StreamModel(Model):
         else:
             output, targets = output[mask], targets[mask]
         total = self.negative_log_likelihood(output, targets)
-        # The trainer waits for the loss here as well.
-        stream.nats += total.item()
+        stream.nats += total.item()  # waits for a GPU, as the trainer does for every loss
         stream.tokens += targets.numel()
         loss = self.scale(total, T, B) + penalty
         return {"loss": loss, "tokens": targets.numel(), "steps": T}
@@ -203,7 +202,7 @@ class LanguageModel(StreamModel):
         cutoffs: None for a softmax whose weights start as N(0, 1 / fan-in), its biases at 0;
             otherwise, for large vocabularies, where the words, which are numbered by how often they
             come, are cut into clusters for nn.AdaptiveLogSoftmaxWithLoss (Grave et al. 2017).
-        initializer: of AllenNLP, after the start values above.
+        initializer: of AllenNLP, after the initial values above.
     """
 
     def __init__(

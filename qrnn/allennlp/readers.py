@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 def data_source(directory: Path) -> Dict[str, Any]:
     """The meta.json of prepared data: what it is, and whether its content is the official one.
 
-    It is not where a file, by its hash, is not as it was prepared.
+    Files whose hash has changed since they were prepared are not.
     """
     unknown = {"name": directory.name, "official": False}
     try:

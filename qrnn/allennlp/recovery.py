@@ -46,8 +46,8 @@ def newest_checkpoint(directory: Path) -> Optional[Checkpoint]:
 
 
 def has_best(directory: Path, checkpoint: Checkpoint) -> bool:
-    """Makes best.th, which is written after the checkpoint, be of the best epoch; False if the
-    weights of that epoch are lost."""
+    """Rewrites best.th where the checkpoint is of the best epoch: AllenNLP writes it after the
+    checkpoint, and may have been killed before. False if the best epoch's weights are lost."""
     best, state = directory / "best.th", checkpoint.state
     # None where nothing is validated: then every epoch is the best
     newest_is_best = state["metric_tracker"]["best_epoch"] in (None, state["epochs_completed"] - 1)

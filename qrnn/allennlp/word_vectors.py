@@ -98,7 +98,7 @@ class WordVectors(Embedding):
 
     The fallback is logged as a warning, and the run file (see callbacks.py) names what was used;
     with trainable=False it is an error.
-    Random vectors are N(0, 1): a QRNN multiplies small factors, and AllenNLP's own start values
+    Random vectors are N(0, 1): a QRNN multiplies small factors, and AllenNLP's own initial values
     (for 30,000 words within 0.015) starve the layers above. Padding, where the vocabulary has it,
     is zero. Words without a vector in the file start from N(m, s) with its vectors' mean and
     standard deviation.

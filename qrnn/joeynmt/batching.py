@@ -6,13 +6,13 @@ from typing import Any
 
 import torch
 
-from qrnn.layers import check_size
+from qrnn.checks import check_size
 
 
 class BucketSize(int):
-    """A batch size that says from how many batches' sentences the batches are made up.
+    """A batch size that carries `bucket`: how many batches' sentences are sorted together.
 
-    joeynmt hands the batch size through to its sampler, and nothing of its own invention.
+    joeynmt passes the batch size on to its sampler, but no option that it does not know.
     """
 
     bucket: int

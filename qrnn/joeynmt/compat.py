@@ -29,15 +29,15 @@ CLASS_ONLY = ("emb_size", "emb_dropout", "encoder", "vocab_size")  # those that 
 def extend() -> None:
     """Makes joeynmt know qrnn; to be called after `import joeynmt.model`. Twice is once.
 
-    - `type: "qrnn"` builds a QRNNEncoder and a QRNNAttentionDecoder, which start as the QRNN does
-      and not by joeynmt's `initializer`; its softmax and embeddings do that as ever.
+    - `type: "qrnn"` builds a QRNNEncoder and a QRNNAttentionDecoder. Their weights start as QRNN's
+      do; joeynmt's `initializer` is for the softmax layer and the embeddings only.
     - `training: bucket: N` makes batches of sentences of similar length, for any model.
     - `training: state_file: FILE` has all that training depends on; where the file exists, training
       goes on from there and ends as if undisturbed, for any model.
     - `testing: beam_ranking: "qrnn"` ranks by equation 9 of the QRNN paper, for any model (and
       extend_search()).
-    - `random_seed` fixes the start values of training as well, of any model and where joeynmt's
-      command is what is run: joeynmt itself sets it when they are drawn already.
+    - `random_seed` fixes the initial weights as well, of any model, where joeynmt's own command is
+      run: joeynmt sets the seed only after it has drawn them.
     - `scheduling: "plateau"` works: torch 2.7 took the option `verbose` from the scheduler.
 
     Raises ImportError for other versions of joeynmt and torch than are allowed.
@@ -54,7 +54,7 @@ def extend() -> None:
     _replace(config, "parse_test_args", _parse_test_args)
     _replace(datasets.SentenceBatchSampler, "__iter__", _iterate)
     _replace(builders, "ReduceLROnPlateau", _reduce_on_plateau)
-    get_logger(LOGGER)  # those that exist when joeynmt's command starts get its train.log
+    get_logger(LOGGER)  # joeynmt's command gives train.log only to loggers that exist already
 
 
 def extend_search() -> None:
@@ -92,13 +92,14 @@ def _check_versions() -> None:
 def _replace(owner: object, name: str, ours: Callable[..., Any]) -> None:
     """Puts ours(original, ...) in the place of original(...)."""
     original = getattr(owner, name)
-    if hasattr(original, "__wrapped__"):
+    if hasattr(original, "by_qrnn"):
         return
 
     @functools.wraps(original, updated=())
     def replaced(*args: Any, **kwargs: Any) -> Any:
         return ours(original, *args, **kwargs)
 
+    replaced.by_qrnn = True  # type: ignore[attr-defined]
     setattr(owner, name, replaced)
 
 
@@ -153,7 +154,7 @@ def _initialize_model(original: Any, model: Any, *args: Any, **kwargs: Any) -> N
         )
     for part in ours.values():
         part.reset_qrnn()
-    get_logger(LOGGER).info("QRNN encoder and decoder built, with their own start values.")
+    get_logger(LOGGER).info("QRNN encoder and decoder built, with their own initial weights.")
 
 
 def _parse_global_args(original: Any, *args: Any, **kwargs: Any) -> Any:

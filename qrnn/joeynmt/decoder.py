@@ -11,9 +11,9 @@ from joeynmt.decoders import Decoder, RecurrentDecoder
 from joeynmt.helpers import freeze_params
 from torch import Tensor, nn
 
+from qrnn.checks import check, check_flag, check_probability
 from qrnn.decoder import DecoderState, QRNNDecoder
-from qrnn.functional import check, check_probability
-from qrnn.joeynmt.encoder import QRNNEncoder, check_flags
+from qrnn.joeynmt.encoder import QRNNEncoder
 
 ATTENTION = "qrnn-dot"
 
@@ -68,9 +68,9 @@ class QRNNAttentionDecoder(RecurrentDecoder):
         check(attention == ATTENTION, "attention", repr(ATTENTION), repr(attention))
         layers = encoder.num_layers
         check(num_layers == layers, "num_layers", f"{layers}, as in the encoder", num_layers)
-        check_flags(bias=bias, freeze=freeze)
+        check_flag("freeze", freeze)
         check_probability("dropout", dropout)
-        check_probability("embeddings: dropout", emb_dropout)  # the same where it is not given
+        check_probability("embeddings: dropout", emb_dropout)  # `dropout` unless given
         check_probability("hidden_dropout", hidden_dropout)
         self.emb_dropout = nn.Dropout(emb_dropout)
         self.hidden_dropout = nn.Dropout(hidden_dropout)
@@ -99,7 +99,7 @@ class QRNNAttentionDecoder(RecurrentDecoder):
             freeze_params(self)
 
     def reset_qrnn(self) -> None:
-        """Start values as `QRNNDecoder` chooses them: joeynmt's initializer fits no QRNN."""
+        """Initial weights as `QRNNDecoder` chooses them: joeynmt's initializer fits no QRNN."""
         self.stack.reset_parameters()
 
     def forward(

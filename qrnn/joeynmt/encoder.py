@@ -10,14 +10,8 @@ from joeynmt.encoders import Encoder
 from joeynmt.helpers import freeze_params
 from torch import Tensor, nn
 
-from qrnn.functional import check_probability
+from qrnn.checks import check_flag, check_probability
 from qrnn.layers import QRNN
-
-
-def check_flags(**flags: object) -> None:
-    for name, value in flags.items():
-        if not isinstance(value, bool):
-            raise TypeError(f"{name}: expected True or False, got {value!r}")
 
 
 class QRNNEncoder(Encoder):
@@ -57,16 +51,10 @@ class QRNNEncoder(Encoder):
         freeze: bool = False,
     ) -> None:
         super().__init__()
-        check_flags(
-            bias=bias,
-            bidirectional=bidirectional,
-            dense=dense,
-            masked=masked,
-            reverse_source=reverse_source,
-            freeze=freeze,
-        )
+        check_flag("reverse_source", reverse_source)
+        check_flag("freeze", freeze)
         check_probability("dropout", dropout)
-        check_probability("embeddings: dropout", emb_dropout)  # the same where it is not given
+        check_probability("embeddings: dropout", emb_dropout)  # `dropout` unless given
         self.emb_dropout = nn.Dropout(emb_dropout)
         # no name in here may contain "rnn": joeynmt's initializer would look for an nn.GRU
         self.stack = QRNN(
@@ -94,7 +82,7 @@ class QRNNEncoder(Encoder):
             freeze_params(self)
 
     def reset_qrnn(self) -> None:
-        """Start values as `QRNN` chooses them: joeynmt's initializer fits no QRNN."""
+        """Initial weights as `QRNN` chooses them: joeynmt's initializer fits no QRNN."""
         self.stack.reset_parameters()
 
     def forward(

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qrnn.functional import check, check_number
+from qrnn.checks import check, check_number
 
 EXTRA = 5  # symbols that a translation may be longer than its source before nothing is added
 
@@ -14,8 +14,8 @@ EXTRA = 5  # symbols that a translation may be longer than its source before not
 class Alpha(float):
     """The exponent of a length penalty for joeynmt, but the alpha of equation 9 for beam_search.
 
-    joeynmt hands beam_alpha through to its search, and nothing of its own invention. Its Python
-    functions need an Alpha as well: as beam_alpha a plain number is joeynmt's length penalty.
+    joeynmt passes beam_alpha on to its search, but no option that it does not know. Who calls its
+    functions from Python passes an Alpha as well: a plain number is joeynmt's own length penalty.
     """
 
     def __new__(cls, alpha: float) -> "Alpha":

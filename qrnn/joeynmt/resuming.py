@@ -26,7 +26,7 @@ KEPT = {"is_min_lr", "batches", "random", "random_of_epoch", "validations", "bes
 class ResumableConfig(TrainConfig):
     """joeynmt's section `training`, and the option state_file.
 
-    joeynmt hands the section through to its TrainManager, and nothing of its own invention.
+    joeynmt passes the section on to its TrainManager, but no option that it does not know.
     """
 
     state_file: Path
@@ -45,12 +45,14 @@ class ResumableConfig(TrainConfig):
 class ResumableTraining(TrainManager):
     """joeynmt's training, which goes on from `state_file` where that exists.
 
-    What it ends with is what it would have ended with undisturbed, on the same device; the folder
-    model_dir is another one, or one that joeynmt may empty (`overwrite: True`), and has of the
-    earlier checkpoints the best alone, as weights. The file is a checkpoint of joeynmt's, and has
-    besides: `batches` of the epoch that are behind it, the state of the `random` number generators,
-    now and when the epoch began, the lines of validations.txt, and `best_state`, the weights that
-    were best on dev (None before there are any). Ctrl-C ends the process.
+    On the same device it ends with exactly what an undisturbed run ends with. model_dir has to be
+    new, or one that joeynmt may empty (`overwrite: True`); of the checkpoints before the
+    interruption only the best comes back into it, without its optimizer.
+
+    The file is a checkpoint of joeynmt's with more entries: `batches`, how many of the epoch are
+    done; `random` and `random_of_epoch`, the random number generators' states now and when the
+    epoch began; `validations`, the lines of validations.txt; `best_state`, the weights that were
+    best on dev, or None. Ctrl-C ends the process.
 
     Raises:
         ConfigurationError: for several processes, for a file in model_dir, which joeynmt empties,

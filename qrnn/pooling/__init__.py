@@ -1,1 +1,1 @@
-"""One operator, several backends: `operator.pool` and `operator.linear_recurrence`."""
+"""The pooling and the convolution's windows: `operator`, and one file for each backend."""

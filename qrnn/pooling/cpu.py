@@ -27,7 +27,7 @@ from qrnn.pooling.reference import DIRECTIONS, GATES, offsets
 
 Kernel = Callable[..., None]
 
-if numba.config.DISABLE_JIT:  # of some functions there is nothing but what numba makes of them
+if numba.config.DISABLE_JIT:  # some functions below exist only as numba compiles them
     raise ImportError("NUMBA_DISABLE_JIT is set", name="numba")
 
 
@@ -35,12 +35,12 @@ def _jit(function: Callable[..., Any]) -> Any:
     options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
     try:
         return numba.njit(cache=True, **options)(function)
-    except RuntimeError:  # there is no place to cache it that can be written to
+    except RuntimeError:  # numba finds no writable folder for its cache
         return numba.njit(**options)(function)
 
 
 _BLOCK = 16  # channels per vector, at most
-_SERIAL = 1 << 14  # pre-activations below which a second thread costs more than it brings
+_SERIAL = 1 << 14  # elements of h below which a second thread costs more than it saves
 
 
 def _sigmoid(x: Any) -> Any:
@@ -94,11 +94,8 @@ def _activations(real: Any) -> tuple[Callable[..., Any], Callable[..., Any]]:
         return one / (one + (s + s * q))
 
     def tanh(x):
-        x = -half * limit if x < -half * limit else x
-        x = half * limit if x > half * limit else x
         s, q = exp_parts(two * x)
-        # above 2^24 (2^53) the two differ by less than rounding, and s * s would overflow
-        e = s * q + (s - one)
+        e = s * q + (s - one)  # exp(2x) - 1, without cancellation near 0
         return e / (e + two)
 
     return sigmoid, tanh
@@ -210,7 +207,7 @@ def _backward(
     grad_gates,
     grad_c0,
 ):
-    """The gradient of `_forward`, in the same terms."""
+    """The gradient of `_forward`, with its arguments."""
     T, B, D, H = cells.shape
     one, zero = c0.dtype.type(1), c0.dtype.type(0)
     gated, own_input, random = len(blocks) > 2, len(blocks) > 3, len(drawn) > 0
@@ -297,6 +294,7 @@ def _recurrence_backward(lo, hi, j0, j1, grad_h, f, h0, h, reverse, grad_f, grad
 
 @cache
 def _threads(process: int) -> ThreadPoolExecutor:
+    """A pool for each process: a forked child inherits its parent's, but not the threads."""
     return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="qrnn")
 
 
@@ -310,7 +308,6 @@ def _launch(kernel: Kernel, rows: int, channels: int, work: int, *arguments: Any
         # in whole vectors: the rest of a row is rounded otherwise, and would depend on the cut
         width = max(1, -(-channels // (pieces * _BLOCK))) * _BLOCK
         calls = [(0, rows, j, min(j + width, channels)) for j in range(0, channels, width)]
-    # a forked child inherits the pool but not its threads, hence one pool per process
     others = []
     try:
         for call in calls[1:]:
@@ -407,7 +404,7 @@ def pool_backward(
     zoneout: float,
     shift: int = 0,
 ) -> tuple[Tensor, Tensor]:
-    """See `operator.pool_backward`."""
+    """See `reference.pool_backward`."""
     call = _Call(gates, c0, lengths, seed, pooling, direction, zoneout, shift)
     T, B, D, H = call.shape
     grad_gates, grad_c0 = call.empty(*call.gates_shape), call.empty(D, B, H)
@@ -436,7 +433,7 @@ def linear_recurrence(f: Tensor, x: Tensor, h0: Tensor, reverse: bool) -> Tensor
 def linear_recurrence_backward(
     grad_h: Tensor, f: Tensor, h0: Tensor, h: Tensor, reverse: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """See `operator`: the gradients at f, x and h0."""
+    """See `reference.linear_recurrence_backward`."""
     shapes = [f.shape, f.shape, h0.shape]
     grad_f, grad_x, grad_h0 = _run_recurrence(
         _recurrence_backward, (grad_h, f, h0, h), reverse, shapes

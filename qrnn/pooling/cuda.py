@@ -203,10 +203,7 @@ def _pool_grid(
     zoneout: float,
     shift: int,
 ) -> tuple[_Grid, Any, tuple[int, int, int, int]]:
-    """The grid, the Zoneout and (T, B, D, H); a tensor `seed` has to outlive the launch.
-
-    The first of `inputs` are the gates.
-    """
+    """The grid, the Zoneout and (T, B, D, H). The first of `inputs` are the gates."""
     assert inputs[0] is not None
     (rows, B, N), D, G = inputs[0].shape, DIRECTIONS[direction], GATES[pooling]
     shape = (rows - abs(shift), B, D, N // (D * G))
@@ -257,7 +254,7 @@ def pool_backward(
     zoneout: float,
     shift: int = 0,
 ) -> tuple[Tensor, Tensor]:
-    """See `operator.pool_backward`."""
+    """See `reference.pool_backward`."""
     gates, cells = gates.contiguous(), cells.contiguous()
     grad_h, grad_h_n, grad_c_n, c0, lengths = (
         None if v is None else v.contiguous() for v in (grad_h, grad_h_n, grad_c_n, c0, lengths)
@@ -283,7 +280,7 @@ def linear_recurrence(f: Tensor, x: Tensor, h0: Tensor, reverse: bool) -> Tensor
 def linear_recurrence_backward(
     grad_h: Tensor, f: Tensor, h0: Tensor, h: Tensor, reverse: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """See `operator`: the gradients at f, x and h0."""
+    """See `reference.linear_recurrence_backward`."""
     T, B, H = f.shape
     grad_h, f, h0, h = (v.contiguous() for v in (grad_h, f, h0, h))
     grid = _Grid("recurrence_backward", (f, h0, h, grad_h), T, B, 1, H, None, reverse)

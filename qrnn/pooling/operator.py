@@ -39,8 +39,8 @@ torch.library.define(
     "(Tensor grad_h, Tensor f, Tensor h0, Tensor h, bool reverse) -> (Tensor, Tensor, Tensor)",
 )
 
-# The types of most of what is no Tensor: isinstance(value, Tensor) is slow to say no.
-OPTIONS = frozenset((type(None), str, bool, int, float))
+# Types of arguments that are no Tensors: isinstance(value, Tensor) would take long to say so.
+_OPTIONS = frozenset((type(None), str, bool, int, float))
 
 BACKENDS = {
     "cpu": ("qrnn.pooling.cpu", ("numba", "llvmlite", "numpy"), "numba", "cpu"),
@@ -103,7 +103,7 @@ def windows(x: Tensor, k: int, before: int, after: int) -> Tensor:
 
 
 def windows_backward(grad: Tensor, k: int, before: int, after: int) -> Tensor:
-    """The gradient at x (T, B, I) of `windows`."""
+    """The gradient of `windows` with respect to x (T, B, I)."""
     return _slide("windows_backward", grad, k, before, after)
 
 
@@ -117,8 +117,8 @@ def _slide(name: str, x: Tensor, *sizes: int) -> Tensor:
 def is_transformed() -> bool:
     """Whether a transform of torch.func, or forward-mode differentiation, is at work.
 
-    Of those the operators know nothing: torch would take their tangents for zero. The reference is
-    made of torch's own operators, which know them all.
+    The operators do not support them: torch would take their tangents for zero. The reference is
+    made of torch's own operators, which support them all.
     """
     return not torch.compiler.is_compiling() and _has_transforms()
 
@@ -129,16 +129,17 @@ def _has_transforms() -> bool:
 
 
 def _is_eager(*values: Any) -> bool:
-    """Whether plain tensors in eager torch are all there is, for which the dispatcher is a detour.
+    """Whether the dispatcher can be bypassed: plain tensors in eager torch, and no compiler,
+    tracer, transform, mode, profiler or tensor subclass that has to see the operator.
 
-    No compiler, tracer, transform, mode, profiler or other kind of Tensor that has to see the
-    operator. For a short sequence on a GPU all is launches, and the detour as long as some of them.
+    For a short sequence on a GPU all time is kernel launches, and the dispatcher takes as long as
+    some of them.
     """
     return _is_plain(*values) and not torch._C._autograd._profiler_enabled()
 
 
 def _is_plain(*values: Any) -> bool:
-    """`_is_eager`, or would be without the profiler."""
+    """As `_is_eager`, but a profiler may be on."""
     if torch.compiler.is_compiling() or (device := values[0].device.type) not in BACKENDS:
         return False
     if torch._C._get_tracing_state() or torch._C._len_torch_dispatch_stack() or _has_transforms():
@@ -146,7 +147,7 @@ def _is_plain(*values: Any) -> bool:
     plain = _plain_keys(device)
     for value in values:
         if (
-            type(value) not in OPTIONS
+            type(value) not in _OPTIONS
             and isinstance(value, Tensor)
             and torch._C._dispatch_keys(value).raw_repr() not in plain
         ):
@@ -299,7 +300,7 @@ class _Pool(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_h: Any, _: None, grad_h_n: Any, grad_c_n: Any) -> Any:
-        saved = ctx.saved_tensors  # a checkpoint hands them out once
+        saved = ctx.saved_tensors  # torch.utils.checkpoint lets them be read only once
         backward: Callable[..., tuple[Tensor, Tensor]] = partial(_call, "pool_backward", None)
         if _has_transforms():
             backward = reference.pool_backward
@@ -384,6 +385,5 @@ def _composed_gradient(
     grad_x = torch.ops.qrnn.linear_recurrence.default(
         after, grad_h, torch.zeros_like(h0), not reverse
     )
-    before = torch.cat([h[1:], h0[None]] if reverse else [h0[None], h[:-1]])
     first = -1 if reverse else 0
-    return grad_x * before, grad_x, f[first] * grad_x[first]
+    return grad_x * reference.previous(h, h0, reverse), grad_x, f[first] * grad_x[first]

@@ -231,7 +231,7 @@ struct Column {
     return (backwards ? length - 1 - t : t) * s.columns + n;
   }
   __device__ i64 step(const Shape& s) const { return backwards ? -s.columns : s.columns; }
-  // the rows of gates before step 0, and all that are not of any step
+  // how many rows of gates lie before step 0 of the column's direction
   __device__ int first(const Shape& s) const {
     return d ? (s.shift > 0 ? s.shift : 0) : (s.shift < 0 ? -s.shift : 0);
   }
@@ -363,7 +363,7 @@ template <typename A, typename CUT, bool RELAYED> struct Relay {
   __device__ void publish(const Map<A>& map) const {
     Bits bits;
     bits.map = map;
-    for (int n = 0; n < WORDS; ++n)  // all ones are NaNs, as is what stands for them
+    for (int n = 0; n < WORDS; ++n)  // all ones, a NaN, would become 0; 1 is read as another NaN
       place(tile)[n] = bits.words[n] == ~0ull ? 1 : ~bits.words[n];
   }
   // Reads a Map that another block publishes: first a look, of which several can be in flight.

@@ -142,9 +142,10 @@ def pool_backward(
     zoneout: float,
     shift: int = 0,
 ) -> tuple[Tensor, Tensor]:
-    """The gradients at gates and c0; see `operator`. `cells` are all cells (h, for "f").
+    """The gradients with respect to gates and c0, of which `operator.pool` has the arguments.
 
-    Those at h, h_n and c_n are zero where they are None.
+    cells (T, B, D * H): all cells, which for "f" are h. grad_h (T, B, D * H), grad_h_n and grad_c_n
+    (D, B, H): the gradients with respect to the results, None for zeros.
     """
     gate = _activate(gates, lengths, seed, pooling, direction, zoneout, shift)
     z, f, update, o, i, valid = gate.z, gate.sigmoid_f, gate.update, gate.o, gate.i, gate.valid
@@ -166,7 +167,7 @@ def pool_backward(
         g, g_start = _gradient_scan(grad_new[:, :, d], 1 - update[:, :, d], end[d], reverse)
         grad_cells.append(g)
         grad_start.append(g_start)
-        before.append(_before(c[:, :, d], start[d], reverse))
+        before.append(previous(c[:, :, d], start[d], reverse))
     g_TBDH, c_before = torch.stack(grad_cells, 2), torch.stack(before, 2)
     if valid is not None:
         g_TBDH = g_TBDH.where(valid, 0)
@@ -218,14 +219,14 @@ def linear_recurrence(f: Tensor, x: Tensor, h0: Tensor, reverse: bool) -> Tensor
 def linear_recurrence_backward(
     grad_h: Tensor, f: Tensor, h0: Tensor, h: Tensor, reverse: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients at f, x and h0."""
+    """The gradients with respect to f, x and h0."""
     grad_x, grad_h0 = _gradient_scan(grad_h, f, _widen(torch.zeros_like(h0)), reverse)
-    grad_f = grad_x * _before(h, h0, reverse)
+    grad_f = grad_x * previous(h, h0, reverse)
     return grad_f.to(f.dtype), grad_x.to(f.dtype), grad_h0.to(f.dtype)
 
 
 def _gradient_scan(grad_h: Tensor, f: Tensor, g: Tensor, reverse: bool) -> tuple[Tensor, Tensor]:
-    """The gradients at x and h0, where g is what the last h has besides grad_h."""
+    """The gradients with respect to x and h0; g is what reaches the last h besides grad_h."""
     T, grad_x = f.shape[0], []
     for t in range(T) if reverse else range(T - 1, -1, -1):
         grad_x.append(grad_h[t] + g)
@@ -233,7 +234,7 @@ def _gradient_scan(grad_h: Tensor, f: Tensor, g: Tensor, reverse: bool) -> tuple
     return torch.stack(grad_x if reverse else grad_x[::-1]) if T else grad_h.clone(), g
 
 
-def _before(h: Tensor, h0: Tensor, reverse: bool) -> Tensor:
+def previous(h: Tensor, h0: Tensor, reverse: bool) -> Tensor:
     """h_{t-1}, from h0 on, of every step t."""
     return torch.cat([h, h0[None]])[1:] if reverse else torch.cat([h0[None], h])[:-1]
 
@@ -246,7 +247,7 @@ def windows(x: Tensor, k: int, before: int, after: int) -> Tensor:
 
 
 def windows_backward(grad: Tensor, k: int, before: int, after: int) -> Tensor:
-    """The gradient at x."""
+    """The gradient with respect to x."""
     parts = _widen(grad).chunk(k, 2)  # unflatten has no rule for batched gradients
     rows = [F.pad(part, (0, 0, 0, 0, j, k - 1 - j)) for j, part in enumerate(parts)]
     padded = torch.stack(rows).sum(0)

@@ -224,7 +224,7 @@ class TestTypes:
             {"embeddings": {"embedding_dim": 8, "dropout": None}},
             "decoder.* embeddings: dropout: expected a number, got NoneType",
         ),
-        ({}, {"freeze": 1}, "decoder.* freeze: expected True or False, got 1"),
+        ({}, {"freeze": 2}, "decoder.* freeze: expected True or False, got 2"),
     ],
 )
 def test_options_that_cannot_be(encoder, decoder, expected):

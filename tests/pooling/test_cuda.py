@@ -22,7 +22,7 @@ import torch
 from benchmark import composed
 from torch.utils.checkpoint import checkpoint
 
-from qrnn import QRNN, QRNNLayer, layers
+from qrnn import QRNN, QRNNLayer, convolution
 from qrnn.pooling import operator, reference
 
 SOURCE = Path(reference.__file__).with_name("pooling.cu")
@@ -191,15 +191,15 @@ def test_windows_of_memory_that_is_not_aligned(cuda):
 def on_host(cuda, monkeypatch):
     """As `cuda`, and what the layer runs: tensors on the host are taken for a GPU's."""
     monkeypatch.setattr(operator, "_backend", lambda device: cuda)
-    monkeypatch.setattr(layers, "_is_own", lambda *_: True)
-    monkeypatch.setattr(layers, "_is_much", lambda *_: False)
+    monkeypatch.setattr(convolution, "_has_own_backward", lambda *_: True)
+    monkeypatch.setattr(convolution, "_is_large", lambda *_: False)
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     return cuda
 
 
-@pytest.mark.parametrize("few", [0, layers.FEW_WINDOWS])
+@pytest.mark.parametrize("few", [0, convolution.FEW_WINDOWS])
 def test_gradients_of_the_windows(on_host, monkeypatch, few):
-    monkeypatch.setattr(layers, "FEW_WINDOWS", few)
+    monkeypatch.setattr(convolution, "FEW_WINDOWS", few)
     x = torch.randn(5, 2, 3, dtype=torch.float64, requires_grad=True)
     for kernel_size, options in ((2, {}), (4, {"bidirectional": True}), (3, {"masked": False})):
         layer = QRNNLayer(3, 2, kernel_size=kernel_size, dtype=torch.float64, **options)
@@ -241,8 +241,8 @@ def test_what_is_frozen_costs_no_kernel(on_host, monkeypatch):
         return [kernel.partition("<")[0] for kernel, *_ in on_host.launched]
 
     forward = ["windows", "pool_forward"]
-    for few in (0, layers.FEW_WINDOWS):  # of which backward makes no windows, but keeps them
-        monkeypatch.setattr(layers, "FEW_WINDOWS", few)
+    for few in (0, convolution.FEW_WINDOWS):  # of which backward makes no windows, but keeps them
+        monkeypatch.setattr(convolution, "FEW_WINDOWS", few)
         again = [] if few else ["windows"]
         assert run() == [*forward, "pool_backward", "windows_backward", *again]
         layer.weight.requires_grad_(False)
@@ -276,9 +276,9 @@ def test_a_layer_is_few_kernels(on_host):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("few", [0, layers.FEW_WINDOWS])
+@pytest.mark.parametrize("few", [0, convolution.FEW_WINDOWS])
 def test_a_layer_holds_less_memory_than_torchqrnns(on_host, monkeypatch, dtype, few):
-    monkeypatch.setattr(layers, "FEW_WINDOWS", few)
+    monkeypatch.setattr(convolution, "FEW_WINDOWS", few)
     torch.use_deterministic_algorithms(False)
     layer = QRNNLayer(32, 32, dtype=dtype)
     x, grad = torch.randn(2, 200, 20, 32).to(dtype)
