@@ -13,7 +13,7 @@ override RESULTS := $(patsubst ~/%,$(HOME)/%,$(RESULTS))
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
 
-# One at a time: a second make would take what the first has half done for interrupted.
+# A second make waits: it would take the first one's unfinished installation for an interrupted one.
 install:  ## set up .venv, PYTHON=python3 (Python 3.11, 3.12 or 3.13)
 	@$$(command -v flock >/dev/null && echo flock Makefile) $(MAKE) --silent .venv/installed
 
@@ -58,7 +58,7 @@ gpu-check:  ## on a GPU: all CUDA tests, then the benchmarks; RESULTS=folder for
 	@export PYTHONPATH=".$${PYTHONPATH:+:$$PYTHONPATH}"; python=$$([ -x .venv/bin/python ] && echo .venv/bin/python || echo $(PYTHON)); \
 	status=0; several=$$($$python -c 'import xdist; print("-n 8")' 2>/dev/null); \
 	$$python -m pytest -rs $$several tests/test_gpu.py || status=1; \
-	$$python scripts/benchmark.py --device cuda --results "$(or $(RESULTS),reports/results)" || status=1; \
+	$$python scripts/benchmark.py --device cuda $(if $(RESULTS),--results "$(RESULTS)") || status=1; \
 	exit $$status
 
 # Everything is in scripts/reproduce.py: what the variables mean, what is done before what.
@@ -69,14 +69,14 @@ reproduce-all: install  ## the whole replication; DRY_RUN=1 shows the plan (READ
 	  $(if $(filter-out 0,$(LOWER)),--lower) $(if $(RESULTS),--results "$(RESULTS)") \
 	  $(if $(filter-out 0,$(DRY_RUN)),--dry-run)
 
-report: install  ## render the tables of README.md and reports/ from reports/results
-	.venv/bin/python scripts/report.py
+report: install  ## render README.md's tables and reports/ from reports/results, or RESULTS' report
+	.venv/bin/python scripts/report.py $(if $(RESULTS),--results "$(RESULTS)")
 
 wheelhouse: install  ## wheels for a machine without network: PYTHON=3.12, HAVE=its pip freeze, SPLIT=MiB
 	.venv/bin/python scripts/wheelhouse.py $(if $(filter-out file,$(origin PYTHON)),--python "$(PYTHON)") \
 	  $(if $(EXTRAS),--extras "$(EXTRAS)") $(if $(HAVE),--have "$(HAVE)") $(if $(SPLIT),--split "$(SPLIT)")
 
-# An interrupted installation is repeated from scratch: pip would take what is half there for done.
+# An interrupted installation is repeated from scratch: pip takes a half-installed package for whole.
 # --no-warn-conflicts: allennlp's metadata wants torch < 1.13 and other old versions, see setup.py.
 .venv/installed: requirements.lock setup.py $(wildcard qrnn/startup/qrnn_startup.*)
 	@if [ -e .venv/unfinished ]; then rm -rf .venv; fi
@@ -92,7 +92,7 @@ wheelhouse: install  ## wheels for a machine without network: PYTHON=3.12, HAVE=
 
 # Chosen among the tested versions, the rest is the newest. A torch that is not named exactly may
 # pull another build; transformers 4.49 is the last one with all that allennlp imports; protobuf
-# because joeynmt, which shares the environment, wants < 3.21. No onnx for Python 3.13 can do with
+# because joeynmt, which shares the environment, wants < 3.21. No onnx for Python 3.13 works with
 # that protobuf.
 CHOSEN = torch==2.13.0 transformers==4.49.0 protobuf==3.20.3
 

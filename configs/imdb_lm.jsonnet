@@ -10,7 +10,7 @@
 //
 // Reviews of unsup.jsonl whose text is in dev.jsonl or test.jsonl are left out. The word vectors stay
 // as they are, so that the classifier, which has another vocabulary, can start from the same. Words
-// that come less than five times are <unk>, which is the last of the vocabulary and so in the rarest
+// that occur fewer than five times are <unk>, which is the last of the vocabulary and so in the rarest
 // cluster of the softmax. Nothing was tuned but the number of epochs.
 local imdb = import "imdb.jsonnet";
 local path = std.split(std.thisFile, "/");

@@ -5,7 +5,7 @@
 //   allennlp train configs/imdb_lm_reverse.jsonnet
 //   allennlp train configs/imdb_pretrained_both.jsonnet  # from runs/imdb_lm and runs/imdb_lm_reverse
 //
-// Cost: 40 minutes an epoch on one CPU core with the callback "bfloat16_autocast". Expect: after two
+// Cost: 36 to 38 minutes an epoch on one CPU core with the callback "bfloat16_autocast". Expect: after two
 // epochs, from stand-in vectors and language models of one epoch, 92.4 and 92.5 % on test and 93.0 and
 // 92.7 % on dev (two seeds; records imdb-pretrained_both-cpu-word2vec-imdb-300d-seed1 and -seed2): on dev
 // no more than one direction has.

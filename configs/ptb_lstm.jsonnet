@@ -2,7 +2,7 @@
 //
 //   allennlp train configs/ptb_lstm.jsonnet
 //
-// Cost: 4.8 minutes an epoch (the median of row lstm-18epochs-cpu: bfloat16, two cores of a Zen 5); not
+// Cost: 4.8 minutes an epoch (the median of row lstm-18epochs-cpu: bfloat16, two CPU cores); not
 // timed on a GPU yet.
 // Expect: the paper's own "LSTM 20M" has 85.7 on validation and 82.0 on test, the medium model of
 // Zaremba et al. 2014 86.2 and 82.7. On the 18 epochs of that row: 94.3 and 91.3. Chosen here:

@@ -8,8 +8,7 @@
 // Stated there: 4 x 1240, ifo pooling, dense, embeddings 400, batches of 20 shuffled sentences with
 // no state carried over, dropout 0.4, zoneout 0.3, Adam, gradients rescaled at norm 10, k 1 or 2,
 // patience 10. Not stated, and chosen here: Adam's rate 1e-3, at most 100 epochs, the same dropout
-// on embeddings, between layers and before the softmax. What its code had
-// wrong is not repeated.
+// on embeddings, between layers and before the softmax. Errors of its code are not repeated.
 function(k=2, data="data/ptb") (import "ptb.jsonnet")(zoneout=0.3, data=data) + {
   model+: {
     rnn+: {

@@ -626,7 +626,7 @@ def reviews(device: Device, seconds: float) -> Iterator[Row]:
     from allennlp.models import Model
     from allennlp.training.optimizers import Optimizer
 
-    T, words = REVIEWS.values()
+    words = REVIEWS["words"]
     vocabulary = Vocabulary()
     vocabulary.add_tokens_to_namespace([str(n) for n in range(words - 2)], "tokens")
     vocabulary.add_tokens_to_namespace(["neg", "pos"], "labels")

@@ -5,8 +5,8 @@ A language model that only serves to start from (imdb-lm) is measured on dev alo
     python scripts/experiment.py imdb configs/imdb.jsonnet --row k2 --seed 1
 
 A run that was interrupted is continued from its last checkpoint, and ends as if it had not been.
-One whose record exists is skipped. One that was begun with another config, seed or overrides is an
-error, and so is other content of the config or of the data.
+One whose record exists is skipped. It is an error to continue one with another config, seed,
+overrides or data.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from typing import Any
 import records
 import with_allennlp
 import with_joeynmt
-from fetch import read_json, write_atomically
+from files import read_json, write_atomically
 
 FRAMEWORKS: dict[str, ModuleType] = {
     "imdb": with_allennlp,

@@ -9,7 +9,6 @@ import fcntl
 import hashlib
 import json
 import lzma
-import os
 import shutil
 import sys
 import tarfile
@@ -19,11 +18,12 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from gzip import BadGzipFile
 from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from typing import Any
 from urllib.parse import urlsplit
 
 import requests
 import urllib3
+from files import beside, read_json, rename, sync, write_atomically
 from tqdm import tqdm
 
 CHUNK = 1 << 20  # bytes
@@ -61,24 +61,10 @@ def is_url(origin: str) -> bool:
     return origin.lower().startswith(("http://", "https://"))
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Writes UTF-8 text so that `path` holds either its old content or all of the new."""
-    part = _beside(path, ".part")
-    with open(part, "w", encoding="utf-8", newline="\n") as file:
-        file.write(text)
-        _sync(file)
-    _rename(part, path)
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    return content
-
-
 @contextmanager
 def alone(cache: Path, name: str) -> Iterator[None]:
-    """Waits until no other process prepares `name` out of this folder: at the same time each would
-    take what the other has half loaded or half unpacked for its own."""
+    """Waits until no other process prepares `name` in this folder: each would take the other's
+    unfinished download for its own."""
     cache.mkdir(parents=True, exist_ok=True)
     with open(cache / f"{name}.lock", "a") as lock:
         try:
@@ -117,7 +103,7 @@ def left_to_load(origin: str, target: Path, size: int) -> int:
         record = _read_record(target)
         if not record or record["origin"] == origin:
             return 0
-    return max(0, size - _size(_beside(target, ".part")))
+    return max(0, size - _size(beside(target, ".part")))
 
 
 def extract(archive: Path, target: Path) -> None:
@@ -129,7 +115,7 @@ def extract(archive: Path, target: Path) -> None:
     """
     if target.exists():
         raise FetchError(f"{target} is in the way: unpacking {archive} wants to create it")
-    part = _beside(target, ".part")
+    part = beside(target, ".part")
     if part.exists():
         shutil.rmtree(part)
     try:
@@ -148,7 +134,7 @@ def extract(archive: Path, target: Path) -> None:
             assert tar.fileobj is not None
             while tar.fileobj.read(CHUNK):
                 pass
-        _rename(part, target)
+        rename(part, target)
     except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, BadGzipFile) as error:
         raise FetchError(
             f"{archive} is damaged or incomplete ({error}): delete it and run the command again"
@@ -194,7 +180,7 @@ def _download_url(url: str, target: Path) -> None:
         return
     failures = 0
     while True:
-        part = _beside(target, ".part")
+        part = beside(target, ".part")
         before = _size(part)
         try:
             _continue_url(url, target)
@@ -219,7 +205,7 @@ def _download_url(url: str, target: Path) -> None:
 
 def _continue_url(url: str, target: Path) -> None:
     """One request, for what `target.part` lacks."""
-    part = _beside(target, ".part")
+    part = beside(target, ".part")
     known = _read_record(part)
     start = _size(part)
     headers = {"Accept-Encoding": "identity"}
@@ -257,7 +243,7 @@ def _continue_url(url: str, target: Path) -> None:
             # Undecoded: some servers call a .gz file's own compression a content encoding.
             for chunk in answer.raw.stream(CHUNK, decode_content=False):
                 counted.write(chunk)
-            _sync(file)
+            sync(file)
     if known["size"] is not None and _size(part) != known["size"]:
         raise _Interrupted(f"{_size(part):,} of {known['size']:,} bytes arrived")
     _finish(target)
@@ -288,7 +274,7 @@ def _copy_file(origin: Path, target: Path) -> None:
     version = f"{stat.st_size} bytes, {stat.st_mtime_ns} ns"
     if _is_there(target, str(origin), version):
         return
-    part = _beside(target, ".part")
+    part = beside(target, ".part")
     part.unlink(missing_ok=True)
     _write_record(part, {"origin": str(origin), "version": version, "size": stat.st_size})
     with (
@@ -297,7 +283,7 @@ def _copy_file(origin: Path, target: Path) -> None:
         tqdm.wrapattr(file, "write", total=stat.st_size, desc=f"copying {target.name}") as counted,
     ):
         shutil.copyfileobj(original, counted, CHUNK)
-        _sync(file)
+        sync(file)
     _finish(target)
 
 
@@ -316,12 +302,12 @@ def _finish(target: Path) -> None:
     """Gives a complete part its name. In this order no target ever stands beside the record of
     another one, or, as if put there by hand, beside none."""
     target.unlink(missing_ok=True)
-    _rename(_record(_beside(target, ".part")), _record(target))
-    _rename(_beside(target, ".part"), target)
+    rename(_record(beside(target, ".part")), _record(target))
+    rename(beside(target, ".part"), target)
 
 
 def _record(file: Path) -> Path:
-    return _beside(file, ".json")
+    return beside(file, ".json")
 
 
 def _read_record(file: Path) -> dict[str, Any]:
@@ -358,23 +344,5 @@ def _name(url: str) -> str:
     return PurePosixPath(urlsplit(url).path).name
 
 
-def _beside(file: Path, suffix: str) -> Path:
-    return file.with_name(file.name + suffix)
-
-
 def _size(file: Path) -> int:
     return file.stat().st_size if file.exists() else 0
-
-
-def _sync(file: IO[Any]) -> None:
-    file.flush()
-    os.fsync(file.fileno())
-
-
-def _rename(old: Path, new: Path) -> None:
-    os.replace(old, new)
-    folder = os.open(new.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # so that the new name, too, survives a power cut
-    finally:
-        os.close(folder)

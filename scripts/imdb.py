@@ -33,8 +33,8 @@ from fetch import (
     finished_meta,
     source,
     warn,
-    write_atomically,
 )
+from files import write_atomically
 from tqdm import tqdm
 
 URL = "https://ai.stanford.edu/~amaas/data/sentiment/aclImdb_v1.tar.gz"

@@ -17,7 +17,7 @@ from typing import Any
 
 import records
 import torch
-from fetch import read_json
+from files import read_json
 from tqdm import tqdm
 from with_allennlp import require
 
@@ -56,8 +56,9 @@ def measure(runs: list[Path], results: Path) -> Path:
             sys.exit(f"error: {run} was trained on other data than {runs[0]}")
         ids, lengths, confidence = predicted(run)
         right[run.name] = [p > 0.5 for p in confidence]
-        by_groups: dict[str, list[Any]] = {
-            "stars": [int(name.rpartition("_")[2]) for name in ids],
+        stars = [name.rpartition("_")[2] for name in ids]
+        by_groups: dict[str, list[tuple[float, str]]] = {
+            "stars": [(int(n), n) for n in stars],
             "tokens": [up_to(length, LENGTHS) for length in lengths],
             "probability of its answer": [up_to(max(p, 1 - p), SURE) for p in confidence],
         }
@@ -114,12 +115,13 @@ def up_to(value: float, bounds: tuple[float, ...]) -> tuple[float, str]:
     return float("inf"), f"over {bounds[-1]:g}"
 
 
-def grouped(model: str, by: str, groups: list[Any], right: list[bool]) -> Iterator[Row]:
+def grouped(
+    model: str, by: str, groups: list[tuple[float, str]], right: list[bool]
+) -> Iterator[Row]:
     """A row for each group, in their order."""
     for group in sorted(set(groups)):
         own = [r for g, r in zip(groups, right, strict=True) if g == group]
-        name = str(group[1] if isinstance(group, tuple) else group)
-        row = {"model": model, "by": by, "group": name}
+        row = {"model": model, "by": by, "group": group[1]}
         yield row | {"reviews": len(own), "wrong": own.count(False)}
 
 

@@ -36,8 +36,8 @@ from fetch import (
     finished_meta,
     source,
     warn,
-    write_atomically,
 )
+from files import write_atomically
 
 URL = "https://wit3.fbk.eu/archive/2016-01/texts/de/en/de-en.tgz"
 LANGUAGES = ("de", "en")

@@ -25,8 +25,8 @@ from fetch import (
     finished_meta,
     source,
     warn,
-    write_atomically,
 )
+from files import write_atomically
 
 URL = "http://www.fit.vutbr.cz/~imikolov/rnnlm/simple-examples.tgz"
 PARTS = ("train", "valid", "test")

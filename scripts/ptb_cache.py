@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import records
 import torch
-from fetch import read_json
+from files import read_json
 from torch import Tensor
 from tqdm import tqdm
 from with_allennlp import require

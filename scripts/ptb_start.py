@@ -18,7 +18,7 @@ from typing import Any
 
 import records
 import with_allennlp
-from fetch import read_json
+from files import read_json
 
 CONFIG = Path("configs/ptb.jsonnet")
 RATE = 0.35

@@ -16,7 +16,7 @@ import records
 import sample
 import sample_text
 import sample_translation
-from fetch import read_json
+from files import read_json
 
 SAMPLE = Path("data/sample")
 RUNS = Path("runs/quick")

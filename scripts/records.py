@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from fetch import write_atomically
+from files import write_atomically
 
 SCHEMA = 1
 ROOT = Path(__file__).resolve().parents[1]
@@ -27,7 +27,7 @@ PACKAGES = (
     *("cupy-cuda12x", "cupy-cuda13x"),
 )
 ROW = re.compile(r"[A-Za-z0-9][\w.-]*", re.ASCII)
-# What of the environment a number, or the time that it took, may depend on: beginnings of names.
+# Variables of the environment on which a result, or the time that it took, may depend: prefixes.
 TOLD = (
     *("CUBLAS_", "CUDA_", "GOMP_", "KMP_", "LD_PRELOAD", "MALLOC_", "MKL_", "NVIDIA_", "OMP_"),
     *("PYTORCH_", "TORCH_"),
@@ -119,8 +119,8 @@ def is_default(results: Path) -> bool:
 
 
 def report_folder(text: str) -> Path:
-    """What --results is given where the report is rendered into it: over another README.md than a
-    report's it would be lost, and over reports/README.md the committed report."""
+    """What --results is given where the report is rendered into it. Refuses a folder where that
+    would overwrite a README.md that is no report, or the committed report."""
     folder = Path(text)
     if folder.resolve() == RESULTS.parent.resolve():
         raise argparse.ArgumentTypeError(f"{text} holds the report of {RESULTS}: name that folder")
@@ -150,8 +150,8 @@ def versions() -> dict[str, str]:
 def commit() -> str:
     """The commit of this tree, with "+changes" when tracked files differ from it.
 
-    QRNN_COMMIT says it where there is a copy of the tree without its history, which else is
-    "unknown": also inside another repository.
+    QRNN_COMMIT says it for a copy of the tree without its history. Without either it is "unknown",
+    also inside another repository.
     """
     if told := os.environ.get("QRNN_COMMIT"):
         return told
@@ -173,7 +173,7 @@ def commit() -> str:
 
 
 def device(kind: str | None = None) -> str:
-    """The name of the GPU or of the CPU, of the former where there is one."""
+    """The GPU's name where there is one, otherwise the CPU's."""
     if kind == "cuda" or (kind is None and torch.cuda.is_available()):
         return torch.cuda.get_device_name()
     return f"CPU ({_cpu_model()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads)"
@@ -193,8 +193,8 @@ def _cpu_model() -> str:
     if "model name" not in told:
         return platform.processor() or platform.machine()
     # a virtual machine's name may not say which generation it is
-    family = f" family {told['cpu family']}" if "cpu family" in told else ""
-    return told["model name"] + family
+    numbers = (("family", "cpu family"), ("model", "model"))
+    return told["model name"] + "".join(f" {k} {told[v]}" for k, v in numbers if v in told)
 
 
 def is_number(value: object) -> bool:

@@ -19,7 +19,7 @@ import report_page
 import report_plots
 import report_schema
 import report_tasks
-from fetch import write_atomically
+from files import write_atomically
 from report_page import Figure, Items, Link, Mark, Paragraph, Part, Section, Table
 
 REPORTS = Path("reports")
@@ -28,7 +28,9 @@ PLOT_IN_README = "bench-figure4"
 RECORD = re.compile(r"(\]\(|href=\")results/")  # how a link to one begins
 EXPLAINED = (
     Mark("official data", "good", "the training data is the official corpus, by its content"),
-    Mark("as published", "good", "so are the model and the recipe, as far as they are stated"),
+    Mark(
+        "as published", "good", "model and recipe are the published ones, as far as they are stated"
+    ),
     Mark("own model", "good", "this project's, of which nothing was published"),
     Mark("changed", "note", "another model or recipe than the published one, and what differs"),
     Mark("NOT OFFICIAL", "warn", "other data: not comparable with the published numbers"),

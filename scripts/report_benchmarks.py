@@ -4,6 +4,7 @@ import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import report_plots
@@ -112,14 +113,8 @@ def ptb_step(rows: Rows) -> list[Part]:
     return [flat(text, rows, [*columns, "ms", "paper_ms"])]
 
 
-def translation(rows: Rows) -> list[Part]:
-    text = "Characters a second in training, as multiples of the LSTM's"
-    shown = [row | {"parameters": f"{row['parameters']:,}"} for row in rows]
-    return [flat(text, shown, ["model", "parameters", "speed_over_lstm", "ms"])]
-
-
-def reviews(rows: Rows) -> list[Part]:
-    text = "Reviews a second in training, as multiples of the LSTM's in the same type"
+def training(what: str, rows: Rows) -> list[Part]:
+    text = f"{what} a second in training, as multiples of the LSTM's in the same type"
     shown = [row | {"parameters": f"{row['parameters']:,}"} for row in rows]
     return [flat(text, shown, ["model", "parameters", "dtype", "speed_over_lstm", "ms"])]
 
@@ -178,8 +173,14 @@ def scan_plot(rows: Rows) -> tuple[str, str]:
 
 
 SECTIONS: dict[str, tuple[str, Callable[[Rows], list[Part]]]] = {
-    "bench-translation": ("Speed of translation models in training, 4 x 320", translation),
-    "bench-reviews": ("Speed of IMDb's classifiers in training, 4 x 256", reviews),
+    "bench-translation": (
+        "Speed of translation models in training, 4 x 320",
+        partial(training, "Characters"),
+    ),
+    "bench-reviews": (
+        "Speed of IMDb's classifiers in training, 4 x 256",
+        partial(training, "Reviews"),
+    ),
     "bench-figure4": ("Speed: QRNN layer over nn.LSTM, 320 units", figure4),
     "bench-ptb-step": (
         "A language model's training step: two layers, 640 units, 20 x 105",

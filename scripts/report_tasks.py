@@ -212,7 +212,7 @@ def text_seconds(runs: Runs) -> str:
     return f"{statistics.fmean(spent):,.0f}"
 
 
-SHORT = 70  # characters: what is no longer stands in each row that it is said of
+SHORT = 70  # characters: longer remarks that several rows share stand once, below the table
 
 
 class Column(NamedTuple):
@@ -494,8 +494,8 @@ def overview(found: Records) -> Section:
     caption = (
         "On test, beside the paper (Bradbury et al. 2016) and the best of its replication "
         "(Girrbach 2020). For each task the paper's QRNN and, where there is one, the best of the "
-        "other QRNNs; of several rows the one that is best on the development part. The notes say "
-        "what is not as published"
+        "other QRNNs; of several rows the one that did best on the development part. The notes say "
+        "what differs from the publication"
     )
     parts: list[Part] = [Table(caption, head, lines)]
     if notes:

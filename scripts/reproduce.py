@@ -31,13 +31,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import benchmark
 import experiment
 import quick
 import records
 import timing
 import torch
 import vectors
-from fetch import is_url, read_json
+from fetch import is_url
+from files import read_json
 
 PARTS = ("bench", "imdb", "ptb", "iwslt")
 PROFILES = ("quick", "cpu", "full")
@@ -50,12 +52,12 @@ VECTORS = {"full": GLOVE, "cpu": vectors.WORD2VEC_NAME}
 class Row(NamedTuple):
     """A row of a table.
 
-    hours: of training on a CPU, roughly: from records, or from the config's cost and its epochs.
+    hours: of training on a CPU, roughly, for rows that have no record: from the config's cost.
     gigabytes: of its run, computed: parameters, as often as checkpoints, what the optimiser keeps,
     best.th and the archive hold them. None where it is not known.
-    needs: runs that come before it. In them, in the name and in the overrides stand {runs} for the
-    folder of all runs, {seed} for the row's, and {vectors} for "-" and IMDb's word vectors, where
-    they are not GloVe's.
+    needs: runs that come before it. In needs, name and overrides {runs} is the folder of all runs,
+    {seed} the row's seed, and {vectors} "-" and the name of IMDb's word vectors, or nothing for
+    GloVe.
     encoders: of IMDb's rows, those parts of the config that read the word vectors.
     """
 
@@ -124,8 +126,8 @@ FULL = (
     Row("ptb", "qrnn", "configs/ptb.jsonnet", 36, 0.3, {"model.rnn.zoneout": 0}),
     Row("ptb", "zoneout", "configs/ptb.jsonnet", 36, 0.3),
     Row("ptb", "lstm", "configs/ptb_lstm.jsonnet", 48, 0.3),
-    Row("ptb", "report", "configs/ptb_report.jsonnet", 150, 4),
-    Row("ptb", "awd", "configs/ptb_awd.jsonnet", 367, 0.6),
+    Row("ptb", "report", "configs/ptb_report.jsonnet", None, 4),
+    Row("ptb", "awd", "configs/ptb_awd.jsonnet", None, 0.6),
     Row(
         "ptb",
         "finetuned",
@@ -202,8 +204,8 @@ SHORT_PTB_NOTE = (
     "bfloat16"
 )
 ONE_EPOCH = {"trainer.num_epochs": 1, **BFLOAT16}, "1 epoch instead of 2, trained in bfloat16"
-# As the records that are committed were made, but that there a classifier of another seed than 1
-# started from the language model of seed 1 or 2, as their notes say.
+# How the committed records were made, but that there the classifiers of other seeds than 1 started
+# from the language model of seed 1 or 2, as their notes say.
 CPU = (
     Row("imdb", "k2-cpu{vectors}", "configs/imdb.jsonnet", 2, 0.4, SMALL_IMDB, IMDB_NOTE),
     Row("imdb", "k4-cpu{vectors}", "configs/imdb_k4.jsonnet", 2, 0.4, SMALL_IMDB, IMDB_NOTE),
@@ -283,7 +285,7 @@ CPU = (
         f"{IWSLT_NOTE}; decoded greedily",
     ),
 )
-SUITES = tuple("figure4 ptb-step scan peers memory growth convolution translation reviews".split())
+SUITES = tuple(benchmark.SUITES)
 SUITES_ON_CPU = tuple(name for name in SUITES if name != "memory")
 SUITES_QUICK = ("growth",)
 
@@ -310,7 +312,7 @@ class Step:
 
 
 class Outcome(NamedTuple):
-    state: str  # "done", "failed", "not started"
+    state: str  # "done", "failed", "interrupted", "not started"
     detail: str = ""
 
 
@@ -435,7 +437,7 @@ def plan(options: Options) -> tuple[list[Step], list[Step], list[Step]]:
     Raises records.RecordError for a record that does not fit its schema.
     """
     known = records.load(records.RESULTS) | records.load(options.results)
-    report = []  # not of samples
+    report = []  # samples get none
     if options.profile == "quick":
         experiments = quick_steps(options)
     else:
@@ -547,7 +549,7 @@ def caching(seed: int, options: Options, known: Mapping[str, Any]) -> Step:
     result = records.path(options.results, "ptb", "cache", seed)
     base = f"ptb-finetuned-seed{seed}"
     hours, source = estimate(result, None, options, known)
-    command = ["scripts/ptb_cache.py", str(options.runs / base), "--row", "cache"]
+    command = ["scripts/ptb_cache.py", str(options.runs / base)]
     command += elsewhere(options)
     return Step(result.stem, tuple(command), result, (base,), hours, source, 0.0)
 

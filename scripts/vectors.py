@@ -34,11 +34,10 @@ from fetch import (
     download,
     finished_meta,
     left_to_load,
-    read_json,
     source,
     warn,
-    write_atomically,
 )
+from files import read_json, write_atomically
 from numpy.typing import NDArray
 from tqdm import tqdm
 

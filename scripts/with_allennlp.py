@@ -18,7 +18,7 @@ from typing import Any
 
 import records
 import torch
-from fetch import read_json, write_atomically
+from files import read_json, write_atomically
 
 MEASURES = {"accuracy": "dev", "perplexity": "valid"}  # and the field's name of the part chosen on
 

@@ -20,11 +20,11 @@ import records
 import sacrebleu
 import torch
 import yaml
-from fetch import read_json, write_atomically
+from files import read_json, write_atomically
 
 from qrnn.checkpoints import is_whole
 
-LOGGED = re.compile(r"Step:\s+(\d+), .*Tokens per Sec:\s+(\d+)")
+LOGGED = re.compile(r"Step:.*Tokens per Sec:\s+(\d+)")
 STAMP = re.compile(r"^(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d+) ", re.MULTILINE)
 
 
@@ -111,9 +111,9 @@ def outcome(directory: Path) -> dict[str, Any]:
     stats = state["stats_state"]
     # where it ran, and how often it began, is no part of what ran
     del settings["model_dir"], settings["training"]["state_file"]
-    rates = [line["rate"] for attempt in attempts(directory) for line in progress(attempt)]
+    logged = [rate for attempt in attempts(directory) for rate in rates(attempt)]
     spent = sum(map(seconds, attempts(directory)))
-    rate = sum(rates) / len(rates) if rates else stats["total_tokens"] / spent
+    rate = sum(logged) / len(logged) if logged else stats["total_tokens"] / spent
     return {
         "metrics": scores
         | perplexities
@@ -209,9 +209,9 @@ def validations(report: str) -> list[dict[str, float]]:
     return steps
 
 
-def progress(attempt: Path) -> list[dict[str, float]]:
-    """What training logged: step, target characters per second."""
-    return [{"step": int(m[1]), "rate": float(m[2])} for m in LOGGED.finditer(log(attempt))]
+def rates(attempt: Path) -> list[float]:
+    """Target characters per second, as training logged them."""
+    return [float(m[1]) for m in LOGGED.finditer(log(attempt))]
 
 
 def seconds(attempt: Path) -> float:

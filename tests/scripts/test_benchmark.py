@@ -1,4 +1,6 @@
 import os
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -96,9 +98,6 @@ def test_every_suite_writes_a_record_and_a_cpu_only_ratios(main, tmp_path):
         assert record["device"].startswith("CPU (") and len(record["table"]) == ROWS[suite]
         keys = {key for row in record["table"] for key in row}
         assert not [key for key in keys if key.endswith("ms")]
-        for row in record["table"]:
-            for key in ("ratio", "share", "lstm_over_qrnn", "product_share"):
-                assert row.get(key, 1) is None or row.get(key, 1) >= 0
     figure4 = found["bench-figure4-cpu.json"]["table"]
     assert [(r["batch"], r["length"], r["paper_ratio"]) for r in figure4[:4]] == [
         (1, 3, 1.5), (1, 4, 2.5), (5, 3, 3.5), (5, 4, 4.5),
@@ -152,7 +151,7 @@ def test_a_run_builds_extensions_in_a_folder_of_its_own_unless_told_where(
 
     def suite(device, seconds):
         folders.append(Path(os.environ["TORCH_EXTENSIONS_DIR"]))
-        assert folders[0] == tmp_path / "extensions" or folders[-1].is_dir()
+        assert len(folders) == 1 or folders[-1].is_dir()
         yield {}
 
     monkeypatch.setitem(benchmark.SUITES, "peers", suite)
@@ -285,3 +284,19 @@ def test_a_layer_keeps_no_more_for_its_backward_than_torchqrnns(inputs, units):
         kept.append(sum(size for place, size in storages.items() if place not in weights))
         del output
     assert 0 < kept[0] <= kept[1]
+
+
+def test_needs_no_more_than_gpu_check_is_promised_to_need():
+    refuse = (
+        "import sys\n"
+        "class Finder:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.partition('.')[0] in ('requests', 'urllib3', 'yaml', 'numba'):\n"
+        "            raise ImportError(name)\n"
+        "sys.meta_path.insert(0, Finder())\n"
+        "import benchmark\n"
+    )
+    folders = os.pathsep.join(str(records.ROOT / name) for name in ("scripts", "."))
+    subprocess.run(
+        [sys.executable, "-c", refuse], check=True, env={**os.environ, "PYTHONPATH": folders}
+    )

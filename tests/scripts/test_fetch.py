@@ -2,7 +2,6 @@ import errno
 import gzip
 import http.server
 import io
-import json
 import lzma
 import os
 import re
@@ -26,7 +25,6 @@ from fetch import (
     fingerprint,
     left_to_load,
     source,
-    write_atomically,
 )
 
 CONTENT = bytes(range(256)) * 2_000  # 512,000 bytes
@@ -260,7 +258,7 @@ def test_another_origin_killed_at_any_rename(tmp_path, target, monkeypatch, mome
         replace(*names)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(fetch.os, "replace", replace_or_die)
+        patch.setattr(os, "replace", replace_or_die)
         download(f"{tmp_path}/new", target)
     for name in ("new", "old"):
         download(f"{tmp_path}/{name}", target)
@@ -357,7 +355,7 @@ def test_a_full_disk(server, target, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        patch.setattr(fetch.os, "fsync", full)
+        patch.setattr(os, "fsync", full)
         with pytest.raises(FetchError, match="disk is full"):
             download(server.url, target)
     assert not target.exists()
@@ -445,17 +443,3 @@ def test_fingerprint_sorts_paths_as_strings(tmp_path):
         (tmp_path / name).write_bytes(content)
     sha256_of_123 = "a665a45920422f9d417e4867efdc4fb8a04a1f3fff1fa07e998e86f7f7a27ae3"
     assert fingerprint(tmp_path / name for name in contents) == sha256_of_123
-
-
-def test_write_atomically(tmp_path, monkeypatch):
-    path = tmp_path / "meta.json"
-    write_atomically(path, "é\n")
-    assert path.read_bytes() == "é\n".encode()
-
-    def killed(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(fetch.os, "replace", killed)
-    with pytest.raises(KeyboardInterrupt):
-        write_atomically(path, json.dumps("new"))
-    assert path.read_bytes() == "é\n".encode()

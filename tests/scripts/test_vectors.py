@@ -15,7 +15,8 @@ import pytest
 import vectors
 from allennlp.data import Vocabulary
 from allennlp.modules.token_embedders import Embedding
-from fetch import FetchError, write_atomically
+from fetch import FetchError
+from files import write_atomically
 from gensim.models import KeyedVectors
 from pyarrow import parquet
 from vectors import Published, prepare
