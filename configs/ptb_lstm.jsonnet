@@ -1,4 +1,4 @@
-// The LSTM beside ptb.jsonnet: same data, loss, optimiser and schedule, 19.8M parameters.
+// The LSTM beside ptb.jsonnet: same data, loss, optimizer and schedule, 19.8M parameters.
 //
 //   allennlp train configs/ptb_lstm.jsonnet
 //

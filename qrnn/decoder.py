@@ -23,7 +23,7 @@ from qrnn.checks import (
     check_probability,
     check_size,
 )
-from qrnn.layers import QRNNLayer, QRNNState, as_state, register_state
+from qrnn.layers import QRNNLayer, QRNNState, as_state, named_windows, register_state
 from qrnn.pooling.reference import GATES
 
 
@@ -203,17 +203,10 @@ class QRNNDecoder(nn.Module):
     def _check_state(self, state: object, x: Tensor) -> None:
         if not isinstance(state, DecoderState):
             raise TypeError(f"state: expected a DecoderState, got {type(state).__name__}")
-        if not isinstance(state.window, (tuple, list)):
-            raise TypeError(f"state window: expected a tuple, got {type(state.window).__name__}")
-        L, B, H, found = self.num_layers, x.shape[1], self.hidden_size, len(state.window)
-        check(found == L, "state window", f"{L} tensors", found)
-        rows = len(self._layers[0].weight)
-        named = [("c", state.c, (L, B, H)), ("encoded", state.encoded, (L, B, rows))]
-        for n, layer in enumerate(self._layers):
-            shape = (layer.kernel_size - 1, B, layer.input_size)
-            named.append((f"window[{n}]", state.window[n], shape))
-        for name, value, shape in named:
-            check_like(f"state {name}", value, shape, x, cast=autocasts(x.device))
+        L, B, H, rows = self.num_layers, x.shape[1], self.hidden_size, len(self._layers[0].weight)
+        named = [("state c", state.c, (L, B, H)), ("state encoded", state.encoded, (L, B, rows))]
+        for name, value, shape in (*named, *named_windows(state.window, self._layers, B)):
+            check_like(name, value, shape, x, cast=autocasts(x.device))
 
     def forward(
         self,

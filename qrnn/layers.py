@@ -318,18 +318,12 @@ def _check_state(state: object, layers: Sequence[QRNNLayer], x: Tensor) -> None:
             f"state: expected a QRNNState or a tuple (h, c), got {type(state).__name__}{of}"
         )
     B, H = x.shape[1], layers[0].hidden_size
-    shape = (len(layers) * layers[0].directions, B, H)
+    shape: tuple[int, ...] = (len(layers) * layers[0].directions, B, H)
     named = [("state h", state[0], shape), ("state c", state[1], shape)]
     if isinstance(state, QRNNState):
         for layer in layers:
             layer.check_streaming()
-        if not isinstance(state.window, (tuple, list)):
-            raise TypeError(f"state window: expected a tuple, got {type(state.window).__name__}")
-        found = len(state.window)
-        check(found == len(layers), "state window", f"{len(layers)} tensors", found)
-        for n, layer in enumerate(layers):
-            shape = (layer.kernel_size - 1, B, layer.input_size)
-            named.append((f"state window[{n}]", state.window[n], shape))
+        named += named_windows(state.window, layers, B)
     cast = autocasts(x.device)
     for name, value, shape in named:
         check_like(name, value, shape, x, cast)
@@ -340,6 +334,19 @@ def _check_state(state: object, layers: Sequence[QRNNLayer], x: Tensor) -> None:
             "goes into c",
             stacklevel=2,
         )
+
+
+def named_windows(
+    window: Any, layers: Sequence[QRNNLayer], batch: int
+) -> list[tuple[str, Tensor, tuple[int, ...]]]:
+    """A state's windows, with the name and the shape for which `check_like` checks each."""
+    if not isinstance(window, (tuple, list)):
+        raise TypeError(f"state window: expected a tuple, got {type(window).__name__}")
+    check(len(window) == len(layers), "state window", f"{len(layers)} tensors", len(window))
+    return [
+        (f"state window[{n}]", window[n], (layer.kernel_size - 1, batch, layer.input_size))
+        for n, layer in enumerate(layers)
+    ]
 
 
 def as_state(state: Any, kind: type) -> Any:

@@ -53,7 +53,7 @@ class Row(NamedTuple):
     """A row of a table.
 
     hours: of training on a CPU, roughly, for rows that have no record: from the config's cost.
-    gigabytes: of its run, computed: parameters, as often as checkpoints, what the optimiser keeps,
+    gigabytes: of its run, computed: parameters, as often as checkpoints, what the optimizer keeps,
     best.th and the archive hold them. None where it is not known.
     needs: runs that come before it. In needs, name and overrides {runs} is the folder of all runs,
     {seed} the row's seed, and {vectors} "-" and the name of IMDb's word vectors, or nothing for

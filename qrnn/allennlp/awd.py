@@ -1,4 +1,4 @@
-"""The AWD recipe of Merity et al. 2017 (arXiv 1708.02182), for a QRNN: its model and its optimiser.
+"""The AWD recipe of Merity et al. 2017 (arXiv 1708.02182), for a QRNN: its model and its optimizer.
 
 T steps, B rows of the stream, L layers, V words.
 """

@@ -16,7 +16,7 @@ from allennlp.training.callbacks import TrainerCallback
 
 from qrnn.allennlp.readers import data_source
 from qrnn.allennlp.word_vectors import WordVectors
-from qrnn.randomness import random_state, set_random_state
+from qrnn.checkpoints import random_state, set_random_state
 
 PACKAGES = ("torch", "allennlp", "numba", "numpy")
 

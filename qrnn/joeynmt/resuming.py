@@ -17,7 +17,7 @@ from joeynmt.helpers import symlink_update
 from joeynmt.helpers_for_ddp import use_ddp
 from joeynmt.training import TrainManager
 
-from qrnn.randomness import random_state, set_random_state
+from qrnn.checkpoints import random_state, set_random_state
 
 # of what _keep writes, beside joeynmt's own
 KEPT = {"is_min_lr", "batches", "random", "random_of_epoch", "validations", "best_state"}

@@ -320,6 +320,15 @@ def _launch(kernel: Kernel, rows: int, channels: int, work: int, *arguments: Any
         other.result()
 
 
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    """What the kernels compute in."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _array(x: Tensor) -> Any:
+    return x.detach().to(_wide(x.dtype)).contiguous().numpy()
+
+
 class _Call:
     """What forward and backward of one call share: shapes, and numpy views in one precision."""
 
@@ -337,26 +346,23 @@ class _Call:
         T, B, N = gates.shape[0] - abs(shift), *gates.shape[1:]
         D, G = DIRECTIONS[direction], GATES[pooling]
         self.shape, self.dtype = (T, B, D, N // (D * G)), gates.dtype
-        self.wide = torch.float64 if gates.dtype == torch.float64 else torch.float32
-        self.real = np.float64 if self.wide == torch.float64 else np.float32
+        self.wide = _wide(gates.dtype)
+        real = np.float64 if self.wide == torch.float64 else np.float32
         H = self.shape[3]
         self.gates_shape = (gates.shape[0], B, D, G, H)
         start = gates.new_zeros(D, B, H) if c0 is None else c0
         self.inputs = (
             (0,) * G,
             (0,) * (seed is not None),
-            self.array(gates.reshape(self.gates_shape)),
+            _array(gates.reshape(self.gates_shape)),
             offsets(shift),
-            self.array(start),
+            _array(start),
             np.full(B, T) if lengths is None else lengths.contiguous().numpy(),
             np.int64(0 if seed is None else seed.item()),
             np.int64(np.ceil(zoneout * (1 << 24))),
-            self.real(1 if seed is not None else 1 - zoneout),
+            real(1 if seed is not None else 1 - zoneout),
             direction == "reverse",
         )
-
-    def array(self, x: Tensor) -> Any:
-        return x.detach().to(self.wide).contiguous().numpy()
 
     def empty(self, *shape: int) -> Tensor:
         return torch.empty(shape, dtype=self.wide, device="cpu")
@@ -414,10 +420,10 @@ def pool_backward(
     )
     call.run(
         _backward,
-        call.array(cells.view(call.shape)),
-        call.array(grad_h.reshape(call.shape)),
-        call.array(grad_h_n),
-        call.array(grad_c_n),
+        _array(cells.view(call.shape)),
+        _array(grad_h.reshape(call.shape)),
+        _array(grad_h_n),
+        _array(grad_c_n),
         grad_gates.numpy(),
         grad_c0.numpy(),
     )
@@ -446,8 +452,6 @@ def _run_recurrence(
 ) -> list[Tensor]:
     """The kernel's outputs of these shapes, from inputs the first of which is (T, B, H)."""
     (T, B, H), dtype = inputs[0].shape, inputs[0].dtype
-    wide = torch.float64 if dtype == torch.float64 else torch.float32
-    outputs = [torch.empty(shape, dtype=wide, device="cpu") for shape in shapes]
-    arrays = [v.detach().to(wide).contiguous().numpy() for v in inputs]
-    _launch(kernel, B, H, T * B * H, *arrays, reverse, *(v.numpy() for v in outputs))
+    outputs = [torch.empty(shape, dtype=_wide(dtype), device="cpu") for shape in shapes]
+    _launch(kernel, B, H, T * B * H, *map(_array, inputs), reverse, *(v.numpy() for v in outputs))
     return [v.to(dtype) for v in outputs]

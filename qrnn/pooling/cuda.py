@@ -34,7 +34,7 @@ WARPS = {  # that fill a multiprocessor: as many as pooling.cu's BOUNDS leave re
 }
 PAIRS_WARPS = {**WARPS, "pool_backward": 24}
 # Warps per multiprocessor from which on a lane takes a pair of channels: with fewer, one channel a
-# lane is more parallel. These numbers and those up to MOST_WINDOW are what was best on an H100.
+# lane is more parallel. These numbers and those up to MOST_INTERVAL are what was best on an H100.
 PAIRS_FROM = {
     "pool_forward": 24,
     "pool_backward": 12,
@@ -44,12 +44,12 @@ PAIRS_FROM = {
 FEWEST_TILES = 4  # fewer do not make up for what it costs to hand the state on between blocks
 # Tiles after which a block hands its state on: about as many steps (of LANES columns) as the memory
 # moves meanwhile.
-WINDOW_STEPS, MOST_WINDOW = 6_000, 32
+INTERVAL_STEPS, MOST_INTERVAL = 6_000, 32
 SLIDING_WARPS = 8  # of a block that moves the convolution's windows; not tuned
 
 SHAPE = np.dtype(
     [(name, np.int64) for name in ("T", "B", "D", "H", "columns")]
-    + [(name, np.int32) for name in ("groups", "tiles", "window")]
+    + [(name, np.int32) for name in ("groups", "tiles", "interval")]
     + [("lengths", np.int64)]
     + [(name, np.int32) for name in ("reverse", "shift")],
     align=True,
@@ -108,7 +108,7 @@ class _Plan(NamedTuple):
     slices: int  # of a tile: the warps of a block
     tiles: int
     relayed: bool  # each tile has a block of its own
-    window: int  # tiles after which those hand the state on
+    interval: int  # tiles after which those hand the state on
 
     @property
     def blocks(self) -> int:
@@ -136,9 +136,9 @@ def _plan(kernel: str, size: int, parts: int, T: int, columns: int, processors: 
     elif paired:
         slices, steps = 4, 8
     tiles = -(-T // (slices * steps))
-    wanted = WINDOW_STEPS // max(groups * slices * steps, 1)
-    window = min(1 << wanted.bit_length(), MOST_WINDOW)
-    return _Plan(columns, parts, groups, slices, tiles, relayed, window)
+    wanted = INTERVAL_STEPS // max(groups * slices * steps, 1)
+    interval = min(1 << wanted.bit_length(), MOST_INTERVAL)
+    return _Plan(columns, parts, groups, slices, tiles, relayed, interval)
 
 
 class _Grid:
@@ -176,7 +176,7 @@ class _Grid:
                 H, kind, plan = H // 2, f"pair<{kind}>", pairs
         self.plan, self.template = plan, f"{kind}{more}, {str(plan.relayed).lower()}"
         start = 0 if lengths is None else lengths.data_ptr()
-        sizes = (T, B, D, H, plan.columns, plan.groups, plan.tiles, plan.window)
+        sizes = (T, B, D, H, plan.columns, plan.groups, plan.tiles, plan.interval)
         self.shape = _struct(SHAPE, *sizes, start, reverse, shift)
 
     def run(self, *arguments: Any) -> None:

@@ -170,7 +170,7 @@ struct Shape {
   i64 T, B, D, H;
   i64 columns;         // B * D * H
   int groups, tiles;   // of columns, and of steps
-  int window;          // tiles after which a state is handed on, a power of 2, see Relay
+  int interval;        // tiles after which a state is handed on, a power of 2, see Relay
   const i64* lengths;  // (B,), or null for T
   int reverse;         // of the only direction; with D = 2 the second one runs in reverse
   int shift;           // rows of gates by which the second direction's are later, see operator.py
@@ -185,8 +185,9 @@ struct Zoneout {
 const int LANES = 32;  // columns of a block
 
 // How tiles are cut: into at most SLICES (where they are RELAYED, just as many) of STEPS steps,
-// with 32 bytes for each value that is kept of them; of pairs twice that where it is in shared
-// memory. `resident`: how many blocks a multiprocessor has registers for, of `blocks` in float.
+// so that each value that is kept of them takes 32 bytes, or 64 for pairs in shared memory.
+// `resident(blocks)`: how many blocks a multiprocessor is to hold of a kernel of which it holds
+// `blocks` in float.
 template <typename T, bool RELAYED> struct Cut {
   static const int SLICES = 8, STEPS = 32 / sizeof(typename wide<T>::type);
   __device__ static int slices() { return RELAYED ? SLICES : blockDim.y; }
@@ -330,14 +331,14 @@ template <typename V, typename CUT> struct Kept<V, CUT, true> {
 
 // Hands the state through a block's slices, and, where each tile has a block of its own (RELAYED),
 // through the blocks of a group. There each block makes known its tile's Map, and the last of every
-// `window` tiles the state after it; a block then knows its own state by the last window's and the
-// Maps since. It waits for blocks of a lower index only, and blocks start in the order of their
-// indices (CUB's scans rely on it too). What is combined with what does not depend on time, so that
-// results are reproducible.
+// `interval` tiles the state after it; a block then knows its own state by the last interval's and
+// the Maps since (a decoupled look-back: Merrill and Garland 2016). It waits for blocks of a lower
+// index only, and blocks start in the order of their indices (CUB's scans rely on it too). What is
+// combined with what does not depend on time, so that results are reproducible.
 //
-// `words` (tiles, columns, WORDS), zeroed before: each holds bits of a Map, inverted, so that it is
-// not 0 once they are there, and no other order of memory is needed. Null without RELAYED. Tiles
-// count in the order of processing, for backward from the last steps.
+// `words` (tiles, columns, WORDS), zeroed before the launch: each holds bits of a Map, inverted, so
+// that one that is not 0 is complete by itself, and no fence of the memory is needed. Null without
+// RELAYED. Tiles count in the order of processing: in backward from the last steps.
 template <typename A, typename CUT, bool RELAYED> struct Relay {
   static const int SLICES = CUT::SLICES, WORDS = sizeof(Map<A>) / 8;
   union Bits {
@@ -396,18 +397,18 @@ template <typename A, typename CUT, bool RELAYED> struct Relay {
   // The state before this block's tile. `row`: the Maps of its slices; start: before all tiles.
   __device__ A arrive(const Map<A>* row, A start) const {
     // tiles after the last known state; how many tiles that one is after
-    int since = tile & (shape.window - 1), known = tile - since;
+    int since = tile & (shape.interval - 1), known = tile - since;
     bool leads = threadIdx.y == 0;
     Map<A> seen = identity<A>();
     if (column.exists) {
-      if (leads && since + 1 < shape.window) {
+      if (leads && since + 1 < shape.interval) {
         Map<A> whole = identity<A>();
         for (int y = 0; y < SLICES; ++y) whole.then(row[y * LANES]);
         publish(whole);
       }
       Look state, map;
       if (leads && known) state.start(place(known - 1));
-      int share = (shape.window + SLICES - 1) / SLICES;
+      int share = (shape.interval + SLICES - 1) / SLICES;
       int other = known + threadIdx.y * share, count = tile - other < share ? tile - other : share;
 #pragma unroll 1
       for (; count > 0; --count, ++other) {
@@ -434,7 +435,7 @@ template <typename A, typename CUT, bool RELAYED> struct Relay {
       if (y == threadIdx.y) before = state;
       state = row[y * LANES].of(state);
     }
-    bool handed_on = RELAYED && !((tile + 1) & (shape.window - 1));
+    bool handed_on = RELAYED && !((tile + 1) & (shape.interval - 1));
     if (handed_on && threadIdx.y == 0 && column.exists) publish({A(0), state});
     return before;
   }

@@ -175,7 +175,7 @@ def test_the_model_of_the_recipe():
     assert [layer.weight_dropout for layer in model.layers] == [0.1] * 4
 
 
-# -- the optimiser
+# -- the optimizer
 
 
 def trainer_of(model, batches, path, callbacks, epochs, lr=1.0, **options):

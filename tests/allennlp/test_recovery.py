@@ -9,7 +9,7 @@ import traceback
 
 import pytest
 import torch
-import torch._dynamo  # optimisers import it: once, not in every fork
+import torch._dynamo  # optimizers import it: once, not in every fork
 from allennlp import commands
 from allennlp.training import checkpointer
 

@@ -13,14 +13,14 @@ import iwslt
 import pytest
 import sample_translation
 import torch
-import torch._dynamo  # optimisers import it: once, not in every fork
+import torch._dynamo  # optimizers import it: once, not in every fork
 import yaml
 from joeynmt import config, training
 from joeynmt.config import ConfigurationError
 from joeynmt.helpers import make_model_dir
 
+from qrnn.checkpoints import random_state, set_random_state
 from qrnn.joeynmt.resuming import Batches, ResumableTraining
-from qrnn.randomness import random_state, set_random_state
 
 ROOT = Path(__file__).parents[2]
 SHORT = {

@@ -30,8 +30,8 @@ HOST = Path(__file__).with_name("host.cpp")
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 3e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
 SIZES = {"float": 4, "double": 8, "half16": 2, "bfloat16": 2}
 PAIRED = (torch.float16, torch.bfloat16)
-WAYS = {  # multiprocessors, WINDOW_STEPS, FEWEST_TILES
-    "relay": (132, 12_000, 4),  # a block for each tile, all of the tests' tiles in one window
+WAYS = {  # multiprocessors, INTERVAL_STEPS, FEWEST_TILES
+    "relay": (132, 12_000, 4),  # a block for each tile, all of the tests' tiles in one interval
     "windows": (132, 700, 4),  # the same with a few tiles in each
     "walk": (1, 12_000, 1 << 30),  # a block walks over all tiles
 }
@@ -72,7 +72,7 @@ def cuda(library, monkeypatch):
         assert library.launch(kernel.encode(), *sizes, pointers) == 0, kernel
 
     def use(how):
-        processors, module.WINDOW_STEPS, module.FEWEST_TILES = WAYS[how]
+        processors, module.INTERVAL_STEPS, module.FEWEST_TILES = WAYS[how]
         module._multiprocessors = lambda device: processors
         module._plan.cache_clear()
 
@@ -416,7 +416,7 @@ def test_blocks_fill_the_gpu(cuda, T, columns, slices, tiles, blocks):
     grid = cuda._Grid("pool_forward", [torch.empty(0)], T, 1, 1, columns, None, False)
     assert (grid.plan.slices, grid.plan.tiles, grid.plan.blocks) == (slices, tiles, blocks)
     assert grid.plan.relayed == (blocks > columns / cuda.LANES)
-    assert grid.plan.window in (1, 2, 4, 8, 16, 32)
+    assert grid.plan.interval in (1, 2, 4, 8, 16, 32)
 
 
 def test_channels_are_paired_where_they_fill_the_gpu_and_lie_as_pairs(cuda, monkeypatch):
