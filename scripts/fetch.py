@@ -145,6 +145,18 @@ def extract(archive: Path, target: Path) -> None:
         shutil.rmtree(part, ignore_errors=True)
 
 
+@contextmanager
+def unpacked(archive: Path) -> Iterator[Path]:
+    """The folder that `extract` makes beside an archive, for as long as it is needed."""
+    folder = beside(archive, ".unpacked")
+    shutil.rmtree(folder, ignore_errors=True)  # what a killed run left
+    try:
+        extract(archive, folder)
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def fingerprint(files: Iterable[Path]) -> str:
     """sha256 (hex) over the concatenated contents, in the order of the paths as plain strings with
     forward slashes ("a/10_1.txt" comes before "a/9_1.txt")."""
@@ -166,6 +178,28 @@ def finished_meta(out: Path, recipe: dict[str, Any]) -> dict[str, Any] | None:
     except (FileNotFoundError, KeyError, json.JSONDecodeError):
         return None
     return meta if intact and meta.items() >= recipe.items() else None
+
+
+def is_of(finished: dict[str, Any] | None, found: dict[str, Any], out: Path) -> bool:
+    """Whether `finished`, of `finished_meta`, is of the corpus with these fingerprints; tells."""
+    if not finished or not finished.items() >= found.items():
+        return False
+    print(f"{out} is already prepared from this corpus")
+    if not finished["official"]:
+        warn(finished["note"])
+    return True
+
+
+def write_prepared(out: Path, texts: dict[str, str], meta: dict[str, Any]) -> None:
+    """The files of a prepared data set, by name, and last of all meta.json with their hashes."""
+    meta["files"] = {
+        name: hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "meta.json").unlink(missing_ok=True)
+    for name, text in texts.items():
+        write_atomically(out / name, text)
+    write_atomically(out / "meta.json", json.dumps(meta, indent=2) + "\n")
 
 
 def warn(note: str) -> None:

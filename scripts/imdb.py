@@ -16,9 +16,9 @@ import argparse
 import hashlib
 import json
 import re
-import shutil
 import sys
 from collections import Counter
+from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,13 +28,14 @@ from fetch import (
     NotThere,
     alone,
     download,
-    extract,
     fingerprint,
     finished_meta,
+    is_of,
     source,
+    unpacked,
     warn,
+    write_prepared,
 )
-from files import write_atomically
 from tqdm import tqdm
 
 URL = "https://ai.stanford.edu/~amaas/data/sentiment/aclImdb_v1.tar.gz"
@@ -75,36 +76,26 @@ def prepare(mirror: str | None, out: Path, cache: Path) -> None:
         origin = source(URL, mirror)
         archive = cache / "aclImdb_v1.tar.gz"
         download(origin, archive)
-        unpacked, apart = cache / "aclImdb_v1.unpacked", cache / "aclImdb_unsup.unpacked"
-        for folder in (unpacked, apart):
-            shutil.rmtree(folder, ignore_errors=True)  # what a killed run left
-        try:
-            extract(archive, unpacked)
-            files = find_reviews(unpacked / "aclImdb", origin)
-            unlabelled = reviews_in(unpacked / "aclImdb" / UNSUP)
+        with ExitStack() as folders:
+            root = folders.enter_context(unpacked(archive)) / "aclImdb"
+            files = find_reviews(root, origin)
+            unlabelled = reviews_in(root / UNSUP)
             if not unlabelled and mirror:
-                beside = cache / "aclImdb_unsup.tar.xz"
+                apart = cache / "aclImdb_unsup.tar.xz"
                 try:
-                    download(source(UNSUP_URL, mirror), beside)
+                    download(source(UNSUP_URL, mirror), apart)
                 except NotThere:
                     print(
                         f"{origin} has no reviews without labels, "
-                        f"and nor has {beside.name} beside it"
+                        f"and nor has {apart.name} beside it"
                     )
                 else:
-                    extract(beside, apart)
-                    unlabelled = reviews_in(apart / "aclImdb" / UNSUP)
+                    root = folders.enter_context(unpacked(apart)) / "aclImdb"
+                    unlabelled = reviews_in(root / UNSUP)
             found = {"fingerprint": fingerprint(file for group in files.values() for file in group)}
             found["unsup_fingerprint"] = fingerprint(unlabelled)
-            if finished and finished.items() >= found.items():
-                print(f"{out} is already prepared from this corpus")
-                if not finished["official"]:
-                    warn(finished["note"])
-                return
-            write(out, files, unlabelled, found)
-        finally:
-            for folder in (unpacked, apart):
-                shutil.rmtree(folder, ignore_errors=True)
+            if not is_of(finished, found, out):
+                write(out, files, unlabelled, found)
 
 
 def find_reviews(root: Path, origin: str) -> dict[str, list[Path]]:
@@ -137,31 +128,26 @@ def write(
         **found,
         "note": "content verified: the official 50,000 reviews" if official else describe(files),
         "counts": {},
-        "files": {},  # sha256 of each
+        "files": {},  # see write_prepared
         **recipe(),
     }
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "meta.json").unlink(missing_ok=True)
+    texts = {}
     for part, members in (("train", train), ("dev", dev), ("test", test)):
-        lines = "".join(json.dumps(r._asdict(), ensure_ascii=False) + "\n" for r in members)
-        write_atomically(out / f"{part}.jsonl", lines)
-        meta["files"][f"{part}.jsonl"] = hashlib.sha256(lines.encode()).hexdigest()
+        lines = (json.dumps(r._asdict(), ensure_ascii=False) + "\n" for r in members)
+        texts[f"{part}.jsonl"] = "".join(lines)
         meta["counts"][part] = {
             "pos": sum(r.label == "pos" for r in members),
             "neg": sum(r.label == "neg" for r in members),
             "tokens": sum(len(r.text.split()) for r in members),
         }
     if unsup:
-        lines = "".join(
-            json.dumps({"id": r.id, "text": r.text}, ensure_ascii=False) + "\n" for r in unsup
-        )
-        write_atomically(out / "unsup.jsonl", lines)
-        meta["files"]["unsup.jsonl"] = hashlib.sha256(lines.encode()).hexdigest()
+        lines = (json.dumps({"id": r.id, "text": r.text}, ensure_ascii=False) + "\n" for r in unsup)
+        texts["unsup.jsonl"] = "".join(lines)
         tokens = sum(len(r.text.split()) for r in unsup)
         meta["counts"]["unsup"] = {"reviews": len(unsup), "tokens": tokens}
     else:
         (out / "unsup.jsonl").unlink(missing_ok=True)
-    write_atomically(out / "meta.json", json.dumps(meta, indent=2) + "\n")
+    write_prepared(out, texts, meta)
     for part, counts in meta["counts"].items():
         print(f"{out}/{part}.jsonl: " + ", ".join(f"{n:,} {what}" for what, n in counts.items()))
     if not official:

@@ -16,10 +16,7 @@ Google Drive, 2016-01.tgz, and that has been reported gone as well: expect to ne
 """
 
 import argparse
-import hashlib
 import html
-import json
-import shutil
 import sys
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
@@ -31,13 +28,14 @@ from fetch import (
     FetchError,
     alone,
     download,
-    extract,
     fingerprint,
     finished_meta,
+    is_of,
     source,
+    unpacked,
     warn,
+    write_prepared,
 )
-from files import write_atomically
 
 URL = "https://wit3.fbk.eu/archive/2016-01/texts/de/en/de-en.tgz"
 LANGUAGES = ("de", "en")
@@ -94,20 +92,11 @@ def prepare(mirror: str | None, out: Path, cache: Path, lower: bool = False) -> 
                 "all languages instead, and that has been reported gone: unpack a 2016-01.tgz and "
                 "give MIRROR=2016-01/texts/de/en"
             ) from error
-        unpacked = cache / "de-en.unpacked"
-        shutil.rmtree(unpacked, ignore_errors=True)  # what a killed run left
-        try:
-            extract(archive, unpacked)
-            files = find_files(unpacked / "de-en", origin)
-            found = fingerprint(file for pair in files.values() for file in pair)
-            if finished and finished["fingerprint"] == found:
-                print(f"{out} is already prepared from this corpus")
-                if not finished["official"]:
-                    warn(finished["note"])
-                return
-            write(out, files, found, lower)
-        finally:
-            shutil.rmtree(unpacked, ignore_errors=True)
+        with unpacked(archive) as folder:
+            files = find_files(folder / "de-en", origin)
+            found = {"fingerprint": fingerprint(file for pair in files.values() for file in pair)}
+            if not is_of(finished, found, out):
+                write(out, files, found, lower)
 
 
 def find_files(root: Path, origin: str) -> dict[str, list[Path]]:
@@ -120,7 +109,7 @@ def find_files(root: Path, origin: str) -> dict[str, list[Path]]:
     return files
 
 
-def write(out: Path, files: dict[str, list[Path]], found: str, lower: bool) -> None:
+def write(out: Path, files: dict[str, list[Path]], found: dict[str, str], lower: bool) -> None:
     lines = read_train(files["train"])
     train, dropped = clean(lines, lower)
     if not lower:
@@ -139,7 +128,7 @@ def write(out: Path, files: dict[str, list[Path]], found: str, lower: bool) -> N
     meta: dict[str, Any] = {
         "name": "iwslt",
         "official": not problems,
-        "fingerprint": found,
+        **found,
         "note": "NOT OFFICIAL: " + "; ".join(problems)
         if problems
         else "dev and test verified by content, the training text by its number of pairs",
@@ -148,15 +137,11 @@ def write(out: Path, files: dict[str, list[Path]], found: str, lower: bool) -> N
             "size": len(symbols) + SPECIALS,
             "coverage": {part: coverage(pairs, symbols) for part, pairs in parts.items()},
         },
-        "files": {name: hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()},
+        "files": {},  # see write_prepared
         **recipe(lower),
     }
     meta["counts"]["train"] |= {"lines": len(lines), "dropped": dropped}
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "meta.json").unlink(missing_ok=True)
-    for name, text in texts.items():
-        write_atomically(out / name, text)
-    write_atomically(out / "meta.json", json.dumps(meta, indent=2) + "\n")
+    write_prepared(out, texts, meta)
     for part, counts in meta["counts"].items():
         means = ", ".join(f"{counts[l]['mean_characters']} {l}" for l in LANGUAGES)
         print(

@@ -9,9 +9,6 @@ Tokens are words and ends of lines, as everybody counts them.
 """
 
 import argparse
-import hashlib
-import json
-import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -20,13 +17,14 @@ from fetch import (
     FetchError,
     alone,
     download,
-    extract,
     fingerprint,
     finished_meta,
+    is_of,
     source,
+    unpacked,
     warn,
+    write_prepared,
 )
-from files import write_atomically
 
 URL = "http://www.fit.vutbr.cz/~imikolov/rnnlm/simple-examples.tgz"
 PARTS = ("train", "valid", "test")
@@ -57,20 +55,11 @@ def prepare(mirror: str | None, out: Path, cache: Path) -> None:
         origin = source(URL, mirror)
         archive = cache / "simple-examples.tgz"
         download(origin, archive)
-        unpacked = cache / "simple-examples.unpacked"
-        shutil.rmtree(unpacked, ignore_errors=True)  # what a killed run left
-        try:
-            extract(archive, unpacked)
-            files = find_files(unpacked / "simple-examples" / "data", origin)
-            found = fingerprint(files.values())
-            if finished and finished["fingerprint"] == found:
-                print(f"{out} is already prepared from this corpus")
-                if not finished["official"]:
-                    warn(finished["note"])
-                return
-            write(out, files, found)
-        finally:
-            shutil.rmtree(unpacked, ignore_errors=True)
+        with unpacked(archive) as folder:
+            files = find_files(folder / "simple-examples" / "data", origin)
+            found = {"fingerprint": fingerprint(files.values())}
+            if not is_of(finished, found, out):
+                write(out, files, found)
 
 
 def find_files(root: Path, origin: str) -> dict[str, Path]:
@@ -82,28 +71,22 @@ def find_files(root: Path, origin: str) -> dict[str, Path]:
     return files
 
 
-def write(out: Path, files: dict[str, Path], found: str) -> None:
+def write(out: Path, files: dict[str, Path], found: dict[str, str]) -> None:
     texts = {part: read(file) for part, file in files.items()}
     counts = {part: count(text) for part, text in texts.items()}
     vocabulary = {*texts["train"].split()}
-    official = found == OFFICIAL_FINGERPRINT
+    official = found["fingerprint"] == OFFICIAL_FINGERPRINT
     meta: dict[str, Any] = {
         "name": "ptb",
         "official": official,
-        "fingerprint": found,
+        **found,
         "note": "content verified: the official three files" if official else describe(counts),
         "counts": counts,
         "vocabulary": len(vocabulary) + 1,  # and the end of a line
-        "files": {
-            f"{part}.txt": hashlib.sha256(text.encode()).hexdigest() for part, text in texts.items()
-        },
+        "files": {},  # see write_prepared
         **RECIPE,
     }
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "meta.json").unlink(missing_ok=True)
-    for part, text in texts.items():
-        write_atomically(out / f"{part}.txt", text)
-    write_atomically(out / "meta.json", json.dumps(meta, indent=2) + "\n")
+    write_prepared(out, {f"{part}.txt": text for part, text in texts.items()}, meta)
     for part, numbers in counts.items():
         print(f"{out}/{part}.txt: " + ", ".join(f"{n:,} {what}" for what, n in numbers.items()))
     print(f"vocabulary of {out}/train.txt: {meta['vocabulary']:,} words")
