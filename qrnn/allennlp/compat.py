@@ -87,7 +87,7 @@ def _check_versions() -> None:
     low, high = TORCH
     if not low <= tuple(int(part) for part in torch.__version__.split(".")[:2]) < high:
         raise ImportError(
-            f"qrnn supports allennlp on torch >= {low[0]}.{low[1]}, < {high[0]}.{high[1]} "
+            f"qrnn was tested with allennlp on torch >= {low[0]}.{low[1]}, < {high[0]}.{high[1]} "
             f"only, but the one installed is {torch.__version__}. Install one of these, or set "
             "QRNN_STARTUP=0 to use allennlp without qrnn."
         )
