@@ -82,7 +82,7 @@ class ForgetMult(nn.Module):
         check_like("x", x, tuple(f.shape), f, cast=autocasts(f.device))
         h0 = None
         if hidden_init is not None:
-            h0 = _first_cells(hidden_init, tuple(f.shape[1:]), f)[0].to(f.dtype)
+            h0 = _first_cells(hidden_init, tuple(f.shape[1:]), f)[0]
         return linear_recurrence(1 - f, f * x, h0, reverse=self.reverse)
 
 
@@ -297,7 +297,6 @@ def install() -> None:
     """Makes `import torchqrnn` mean this module, and pickles of the archived classes load."""
     this = sys.modules["qrnn.torchqrnn"]
     package = ModuleType("torchqrnn", this.__doc__)
-    package.__path__ = []
     for name, classes in (
         ("qrnn", (QRNN, QRNNLayer)),
         ("forget_mult", (ForgetMult, BackwardForgetMult)),

@@ -119,6 +119,11 @@ def test_the_wrong_qrnn() -> None:
         to_torchqrnn(torchqrnn.QRNN(3, 4))
 
 
+def test_without_zoneout_its_rule_does_not_matter() -> None:
+    rnn = QRNN(3, 4, zoneout_eval="none")
+    assert to_torchqrnn(rnn).keys() == torchqrnn.QRNN(3, 4, window=2).state_dict().keys()
+
+
 class LanguageModel(nn.Module):
     """The form of PyTorch's word-language-model example, whose RNN is chosen by its class."""
 

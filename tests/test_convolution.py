@@ -50,7 +50,7 @@ def test_equals_few_rows(
 ) -> None:
     options = {"kernel_size": kernel_size, "masked": masked, "bidirectional": bidirectional}
     layer = QRNNLayer(*sizes, **options)
-    for T, B in ((ROWS, 1), (64, ROWS // 64 + 1)):
+    for T, B in ((ROWS, 1), (64, ROWS // 64 + 1), (2, ROWS)):
         x = torch.randn(T, B, sizes[0], requires_grad=True)
         lengths = torch.randint(0, T + 1, (B,))
         grad = torch.randn(T, B, layer.directions * sizes[1])

@@ -757,7 +757,7 @@ class TestAutocast:
         padding = torch.arange(6)[:, None] >= lengths
         memory = memory.masked_fill(padding[:, :, None], torch.nan).requires_grad_()
         with torch.autocast("cpu", torch.bfloat16):
-            own = decoder.initial_state(final)
+            own = decoder.initial_state(final.bfloat16())  # as an encoder returns it here
             assert own.c.dtype == own.encoded.dtype == torch.bfloat16
             for state in (own, start):
                 got = decoder(x, state, memory, lengths)

@@ -102,6 +102,10 @@ class TestPools:
         with torch.autocast("cpu", torch.bfloat16):
             torch.testing.assert_close(fo_pool(gates, c0), want, rtol=0, atol=0)
 
+    def test_a_shift_of_all_rows_leaves_no_step(self) -> None:
+        h, c_n = fo_pool(zeros(2, 3, 6), direction="both", shift=2)
+        assert h.shape == (0, 3, 2) and c_n.shape == (2, 3, 1)
+
     def test_report_bug_gate_read_from_another_block(self) -> None:
         """The replication's decoder computed f from the weights of z."""
         gates = torch.zeros(1, 1, 4, 1, dtype=WIDE)
@@ -396,6 +400,10 @@ MISUSES: dict[str, tuple[Callable[[], Any], type[Exception], str, str, str]] = {
     "lengths booleans": (
         lambda: fo_pool(zeros(2, 2, 6), lengths=torch.tensor([True, True])),
         TypeError, "lengths", "integers", "bool",
+    ),
+    "lengths complex": (
+        lambda: fo_pool(zeros(2, 2, 6), lengths=torch.tensor([1j, 2])),
+        TypeError, "lengths", "integers", "complex64",
     ),
     "gates sparse": (
         lambda: fo_pool(zeros(2, 2, 6).to_sparse()), TypeError, "gates", "dense", "sparse_coo"

@@ -434,22 +434,32 @@ def test_compile_with_gradients() -> None:
 
 class TestLarge:
     def test_more_elements_than_32_bits_count(self) -> None:
-        H = 370_000_000
-        needed = 2 * 2 * (3 * H + H) + 2 * H
-        if torch.cuda.mem_get_info()[0] < 2 * needed:
+        H = 2**31 + 1  # odd: pairs of channels would be half as many
+        if torch.cuda.mem_get_info()[0] < 20 * H:
             pytest.skip("not enough GPU memory")
-        gates = torch.empty(2, 1, 3 * H, dtype=torch.float16, device=DEVICE)
-        assert gates.numel() > 2**31
-        gates.normal_()
-        h, h_n, c_n = pool("fo", gates)
-        assert torch.equal(h_n, h[-1:])
+        gates = torch.empty(1, 1, 2 * H, dtype=torch.float16, device=DEVICE).normal_()
+        h, h_n, c_n = pool("f", gates)
+        assert torch.equal(h_n, h) and torch.equal(c_n, h)
+        options = ("f", "forward", 0.0)
+        grad, _ = cuda.pool_backward(gates, None, None, None, h, h, None, None, *options)
         for part in (slice(0, 1000), slice(H - 1000, H)):
-            own = gates.view(2, 1, 3, H)[..., part].flatten(2)
-            expected, *_, c_expected = reference.pool(
-                own, None, None, None, "fo", "forward", 0.0, False
+            own, own_h = gates.view(2, H)[:, part].reshape(1, 1, -1), h[..., part]
+            expected, *_ = reference.pool(own, None, None, None, *options, False)
+            torch.testing.assert_close(own_h, expected, rtol=2e-3, atol=2e-3)
+            expected, _ = reference.pool_backward(
+                own, None, None, None, own_h, own_h, None, None, *options
             )
-            torch.testing.assert_close(h[..., part], expected, rtol=2e-3, atol=2e-3)
-            torch.testing.assert_close(c_n[..., part], c_expected, rtol=2e-3, atol=2e-3)
+            own_grad = grad.view(2, H)[:, part].reshape(1, 1, -1)
+            torch.testing.assert_close(own_grad, expected, rtol=2e-3, atol=2e-3)
+
+    def test_more_windows_than_32_bits_count(self) -> None:
+        I = 2**30 + 1  # odd: 16 bytes a lane would be fewer
+        if torch.cuda.mem_get_info()[0] < 20 * I:
+            pytest.skip("not enough GPU memory")
+        x = random(1, 1, I, dtype=torch.float16)
+        out = operator.windows(x, 3, 1, 1).view(3, I)
+        assert torch.equal(out[1], x[0, 0]) and not out[0].any() and not out[2].any()
+        assert torch.equal(operator.windows_backward(out.view(1, 1, -1), 3, 1, 1), x)
 
     def test_a_very_long_sequence_equals_its_pieces(self) -> None:
         T = 1_000_000
@@ -505,18 +515,20 @@ SANITIZED = """
 import sys
 import torch
 from qrnn.functional import linear_recurrence, pool
-from qrnn.pooling import operator
+from qrnn.pooling import cuda, operator
+cuda.PAIRS_FROM = dict.fromkeys(cuda.PAIRS_FROM, 0)  # also where they do not fill the GPU
 whole = sys.argv[1] == "memcheck"
-for dtype in (torch.float32, torch.bfloat16) if whole else (torch.float32,):
+for dtype, H in ((torch.float32, 43), (torch.bfloat16, 44)) if whole else ((torch.float32, 43),):
     for T in (5, 200) if whole else (200,):
         for pooling, G in (("f", 2), ("fo", 3), ("ifo", 4)) if whole else (("fo", 3),):
             lengths = torch.tensor([T, 0, T // 2], device="cuda")
-            gates = torch.randn(T, 3, 2 * G * 43, device="cuda", dtype=dtype, requires_grad=True)
+            gates = torch.randn(T, 3, 2 * G * H, device="cuda", dtype=dtype, requires_grad=True)
+            c0 = torch.randn(2, 3, H, device="cuda", dtype=dtype)
             options = {"lengths": lengths, "direction": "both", "zoneout": 0.2, "training": True}
-            h, h_n, c_n = pool(pooling, gates, **options)
+            h, h_n, c_n = pool(pooling, gates, c0, **options)
             (h.sum() + h_n.sum() + c_n.sum()).backward()
-        f = torch.rand(T, 3, 43, device="cuda", dtype=dtype, requires_grad=True)
-        linear_recurrence(f, f, f[0]).sum().backward()
+        f = torch.rand(T, 3, H, device="cuda", dtype=dtype, requires_grad=True)
+        linear_recurrence(f, f, f[0].clone()).sum().backward()  # memory that ends with h0
         for inputs in (40, 43):  # 16 bytes a lane, and one element
             x = torch.randn(T, 3, inputs, device="cuda", dtype=dtype)
             operator.windows_backward(operator.windows(x, 3, 2, 1), 3, 2, 1)

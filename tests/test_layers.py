@@ -297,6 +297,14 @@ class TestPieces:
             outputs.append(output)
         close(torch.cat(outputs), rnn(x)[0])
 
+    def test_a_window_of_one_step_has_no_centre(self) -> None:
+        rnn = make(3, 4, kernel_size=1, masked=False)
+        x, state, outputs = randn(6, 2, 3), rnn.initial_state(2), []
+        for piece in x.split([1, 3, 2]):
+            output, state = rnn(piece, state)
+            outputs.append(output)
+        close(torch.cat(outputs), rnn(x)[0])
+
     def test_a_layer_alone(self) -> None:
         layer = QRNNLayer(3, 4, kernel_size=3, dtype=WIDE)
         x, state, outputs = randn(6, 2, 3), layer.initial_state(2), []
@@ -351,7 +359,7 @@ class TestPieces:
         rnn = make(3, 4, 2, kernel_size=3)
         x, index = randn(6, 3, 3), torch.tensor([2, 0, 0, 1, 2])
         _, state = rnn(x[:3], rnn.initial_state(3))
-        got = rnn(x[3:, index], state.select(index))
+        got = rnn(x[3:, index], state.select(index.int()))
         output, after = rnn(x[:, index], rnn.initial_state(5))
         close(parts(*got), parts(output[3:], after))
 
@@ -1064,7 +1072,7 @@ def build(*sizes: Any, **options: Any) -> Callable[[], Any]:
     return lambda: QRNN(*(sizes or (3, 4)), **options)
 
 
-PACKED = pack_sequence([torch.zeros(5, 3), torch.zeros(2, 3)])
+PACKED = pack_sequence([torch.zeros(2, 3), torch.zeros(5, 3)], enforce_sorted=False)
 
 # what is called, the error, the argument that it names, what was expected, what was got
 MISUSES: dict[str, tuple[Callable[[], Any], type[Exception], str, str, str]] = {
@@ -1107,6 +1115,10 @@ MISUSES: dict[str, tuple[Callable[[], Any], type[Exception], str, str, str]] = {
     "forget_bias without bias": (
         build(bias=False, forget_bias=1.0),
         ValueError, "forget_bias", "0 in a layer without bias", "1.0",
+    ),
+    "forget_bias NaN": (
+        build(forget_bias=np.nan),
+        ValueError, "forget_bias", "a finite number", "nan",
     ),
     "forget_bias string": (build(forget_bias="1"), TypeError, "forget_bias", "a number", "str"),
     # input
@@ -1175,6 +1187,10 @@ MISUSES: dict[str, tuple[Callable[[], Any], type[Exception], str, str, str]] = {
     "state with batch for one sequence": (
         call((5, 3), state((1, 1, 4), (1, 1, 4))),
         ValueError, "state h", "2 dimensions", "(1, 1, 4)",
+    ),
+    "state c with batch for one sequence": (
+        call((5, 3), state((1, 4), (1, 1, 4))),
+        ValueError, "state c", "2 dimensions", "(1, 1, 4)",
     ),
     "state of the packed batch": (
         call(PACKED, state((1, 5, 4), (1, 5, 4))),
@@ -1411,6 +1427,7 @@ def test_a_condition_that_is_not_used_is_told() -> None:
     zeros, learnt = torch.zeros(1, 2, 4), torch.zeros(1, 2, 4, requires_grad=True)
     with pytest.warns(UserWarning, match="goes into c"):
         rnn(x, (learnt, zeros))
+    torch.compile(rnn, fullgraph=True, backend="aot_eager")(x, (learnt, zeros))  # cannot warn
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for state in ((learnt, learnt), (zeros, learnt), (zeros, zeros), rnn(x)[1]):

@@ -453,18 +453,21 @@ def test_processes_that_an_old_script_starts(tmp_path: Any) -> None:
     script.write_text(
         """
 import multiprocessing
+import sys
 from torchqrnn.qrnn import QRNN
 
 def work():
     print(QRNN.__module__)
 
 if __name__ == "__main__":
+    assert sys.path[0] != __file__.rpartition("/")[0]
     process = multiprocessing.get_context("spawn").Process(target=work)
     process.start()
     process.join()
 """
     )
-    call = [sys.executable, "-m", "qrnn.torchqrnn", str(script)]
+    # -P: no folder is to be added to the path, so neither is the script's
+    call = [sys.executable, "-P", "-m", "qrnn.torchqrnn", str(script)]
     done = subprocess.run(call, capture_output=True, text=True, cwd=tmp_path, check=True)
     assert done.stdout == "qrnn.torchqrnn\n", done.stderr
 

@@ -57,7 +57,7 @@ class _SummedCrossEntropy(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_total: Tensor) -> Any:
-        grads = [(grad_total * grad).to(grad.dtype) for grad in ctx.saved_tensors]
+        grads = [grad_total * grad for grad in ctx.saved_tensors]
         return (*grads, *[None] * (4 - len(grads)))
 
 

@@ -248,7 +248,7 @@ def windows(x: Tensor, k: int, before: int, after: int) -> Tensor:
 
 def windows_backward(grad: Tensor, k: int, before: int, after: int) -> Tensor:
     """The gradient with respect to x."""
-    parts = _widen(grad).chunk(k, 2)  # unflatten has no rule for batched gradients
+    parts = grad.chunk(k, 2)  # unflatten has no rule for batched gradients
     rows = [F.pad(part, (0, 0, 0, 0, j, k - 1 - j)) for j, part in enumerate(parts)]
     padded = torch.stack(rows).sum(0)
-    return padded[before : padded.shape[0] - after].to(grad.dtype)
+    return padded[before : padded.shape[0] - after]

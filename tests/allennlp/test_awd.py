@@ -70,6 +70,9 @@ def test_the_loss_by_hand(corpus):
     assert model.train()(**batch)["loss"].item() == pytest.approx((mean + penalties).item())
     assert model.eval()(**batch)["loss"].item() == pytest.approx(mean.item())
     assert model.get_metrics()["perplexity"] == pytest.approx(math.exp(mean.item()))
+    # one step has no difference to be penalised
+    first = {"tokens": batch["tokens"][:1], "targets": batch["targets"][:1], "start": True}
+    assert model.train()(**first)["loss"].isfinite()
     # what the tied weights get is what both their uses give
     model.zero_grad()
     model.train()(**batch)["loss"].backward()

@@ -15,7 +15,7 @@ from allennlp.data import Vocabulary
 from allennlp.models import Model
 from allennlp.training import TrainerCallback
 
-import qrnn.allennlp  # noqa: F401  registers what the configs name
+from qrnn.allennlp import classifier  # with it all that the configs name is registered
 
 ROOT = Path(__file__).parents[2]
 WORDS = {"pos": "good fine lovely", "neg": "bad poor dull"}
@@ -270,6 +270,15 @@ def test_an_adversary_moves_the_word_vectors(trainable):
     assert "loss" not in model.train()(TOKENS)
     with torch.no_grad():
         torch.testing.assert_close(model(TOKENS, LABELS)["loss"], clean)
+
+
+def test_padding_has_no_part_in_how_far_an_adversary_moves():
+    grad, vectors = torch.randn(2, 2, 3, 4)
+    mask = torch.tensor([[True, True, False], [False, False, False]])
+    movement = classifier._towards(grad, vectors, mask)
+    size = vectors[0, :2].square().sum(1).mean().sqrt()
+    torch.testing.assert_close(movement[0].norm(), size)
+    assert not movement[1].any()
 
 
 def test_an_adversary_has_a_distance():

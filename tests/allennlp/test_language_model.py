@@ -135,6 +135,16 @@ def test_a_model_that_knows_nothing_has_the_perplexity_of_the_vocabulary(corpus)
     losses, perplexity = evaluate(model, loader(corpus, 10))
     assert perplexity == pytest.approx(8 + 1, rel=1e-12)  # words and <eos>
     assert sum(losses) == pytest.approx(WORDS * math.log(9), rel=1e-12)
+    model.softmax.bias.data[0] = 1e4  # more than exp can take
+    assert evaluate(model, loader(corpus, 10))[1] == math.inf
+
+
+def test_a_pass_that_begins_inside_an_epoch_starts_from_zero(corpus):
+    """As the first piece after --recover, which is not the stream's."""
+    model = build(corpus).eval()
+    other = copy.deepcopy(model)
+    for batch in loader(corpus, 7):
+        assert torch.equal(other(**batch | {"start": False})["loss"], model(**batch)["loss"])
 
 
 def test_perplexity_by_hand(corpus):

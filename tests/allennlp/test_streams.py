@@ -118,6 +118,9 @@ def test_unknown_words(corpus, tmp_path):
     other.write_text("the dog\n")
     [batch] = pieces(other, 3, 1, vocabulary_of(corpus))
     assert batch["targets"] == [["the"], ["<unk>"], ["<eos>"]]
+    none = Vocabulary({"tokens": {"<unk>": 1}}, non_padded_namespaces=["tokens"])
+    [batch] = pieces(other, 3, 1, none)
+    assert batch["tokens"] == [["<unk>"]] * 3
     with pytest.raises(ConfigurationError, match=r"train.txt: 'cat' is not in the vocabulary"):
         pieces(corpus, 3, 1, vocabulary_of(other))
 

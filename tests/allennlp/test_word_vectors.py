@@ -11,7 +11,7 @@ from allennlp.data.token_indexers import SingleIdTokenIndexer
 from allennlp.data.tokenizers import Token
 from allennlp.modules import TokenEmbedder
 
-import qrnn.allennlp  # noqa: F401  registers what is asked for
+from qrnn.allennlp import word_vectors
 
 
 @pytest.fixture
@@ -94,6 +94,11 @@ def test_a_vector_that_is_not_of_numbers_is_named(vocabulary, tmp_path, number):
     path.write_text(f"word word3 1 2\nword1 1 2\nword3 1 {number}\nword2 3 4\n")
     with pytest.raises(ConfigurationError, match=r"tiny\.txt: the vector of 'word3' is not of fin"):
         embedder(vocabulary, embedding_dim=2, pretrained_file=str(path))
+
+
+def test_an_error_that_no_vector_explains_stays_itself(file):
+    with pytest.raises(ValueError, match=r"^other$"), word_vectors._named(file[0], 40):
+        raise ValueError("other")
 
 
 def test_an_empty_file_is_named_before_the_data_is_read(vocabulary, tmp_path):

@@ -48,26 +48,34 @@ def test_search_ranks_by_it(alpha):
 
 
 def test_what_stands_for_missing_translations_comes_last():
+    """Unlike a lone <unk> that was found, whose score is another one."""
+
     def search(**options):
-        assert options["alpha"] == 0 and options["n_best"] == 3
-        return torch.tensor(rows), torch.tensor([[-9.0], [-8.0], [-1.0]]), None
+        assert options["alpha"] == 0 and options["n_best"] == 4
+        return torch.tensor(rows), torch.tensor([[-9.0], [-8.0], [-1.0], [-2.0]]), None
 
     class Model:
         pad_index, unk_index = 1, 0
 
-    rows = [[5, 6, 3], [4, 3, 1], [0, 1, 1]]
+    rows = [[5, 6, 3], [4, 3, 1], [0, 1, 1], [0, 1, 1]]
     found, scores, _ = beam_search(
         search,
         model=Model,
-        beam_size=3,
+        beam_size=4,
         src_mask=torch.ones(1, 1, 9, dtype=torch.bool),
         alpha=Alpha(0.1),
-        n_best=3,
+        n_best=4,
         return_prob="hyp",
     )
-    assert found.tolist() == [rows[1], rows[0], rows[2]]
-    want = [-8 * factor(2, 8, 0.1), -9 * factor(3, 8, 0.1), -torch.inf]
+    assert found.tolist() == [rows[3], rows[1], rows[0], rows[2]]
+    want = [-2 * factor(1, 8, 0.1), -8 * factor(2, 8, 0.1), -9 * factor(3, 8, 0.1), -torch.inf]
     assert scores[:, 0].tolist() == pytest.approx(want)
+
+
+def test_there_are_no_more_translations_than_the_beam_holds():
+    source = torch.ones(1, 1, 9, dtype=torch.bool)
+    with pytest.raises(ValueError, match="n_best: expected at most beam_size 2, got 3"):
+        beam_search(None, model=None, beam_size=2, src_mask=source, alpha=Alpha(1), n_best=3)
 
 
 class TestConfig:

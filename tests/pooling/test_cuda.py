@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 import types
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -57,11 +57,11 @@ def library(tmp_path_factory):
 def cuda(library, monkeypatch):
     """qrnn.pooling.cuda, whose launches run on the host; `cuda.launched` lists them."""
     fake = types.ModuleType("cupy")
-    fake.__version__ = "14.0.0"
+    fake.__version__ = "13.0.0"  # the oldest that will do
     monkeypatch.setitem(sys.modules, "cupy", fake)
     monkeypatch.delitem(sys.modules, "qrnn.pooling.cuda", raising=False)
     module = importlib.import_module("qrnn.pooling.cuda")
-    module.launched = []
+    module.launched, module.launch_on_gpu = [], module._launch
 
     def launch(kernel, template, like, blocks, warps, arguments):
         kernel = f"{kernel}<{template}>"
@@ -180,7 +180,7 @@ def test_the_windows(cuda, dtype, T, k, before, after, I):
 
 
 def test_windows_of_memory_that_is_not_aligned(cuda):
-    x = torch.randn(9 * 48 + 1)[1:].view(9, 1, 48)
+    x = torch.randn(9 * 48 + 2)[2:].view(9, 1, 48)  # 8 bytes off
     assert torch.equal(cuda.windows(x, 2, 1, 0), reference.windows(x, 2, 1, 0))
     flipped = torch.randn(48, 1, 9).transpose(0, 2)
     assert torch.equal(cuda.windows(flipped, 2, 1, 0), reference.windows(flipped, 2, 1, 0))
@@ -381,11 +381,122 @@ def test_nan_of_any_bits_goes_from_block_to_block(cuda):
     assert all("true>" in kernel for kernel, *_ in cuda.launched)
 
 
+def calls(dtype):
+    """Each function of the backend with all the tensors that it may be given, but for lengths."""
+    gates, cells, c0 = (torch.randn(s).to(dtype) for s in ((5, 4, 6), (5, 4, 2), (1, 4, 2)))
+    options = ("fo", "forward", 0.0)
+    return {
+        "pool": (gates, c0, None, None, *options, True),
+        "pool_backward": (gates, c0, None, None, cells, cells, c0, c0, *options),
+        "linear_recurrence": (cells, cells, c0[0], False),
+        "linear_recurrence_backward": (cells, cells, c0[0], cells, False),
+        "windows": (gates, 2, 1, 0),
+        "windows_backward": (gates, 3, 1, 1),
+    }
+
+
+def replaced(arguments, change):
+    """For each tensor, the arguments with this one changed."""
+    for n, value in enumerate(arguments):
+        if isinstance(value, torch.Tensor):
+            yield *arguments[:n], change(value), *arguments[n + 1 :]
+
+
 def test_inputs_need_not_be_contiguous(cuda):
-    gates = torch.randn(15, 4, 6).permute(2, 1, 0)
-    assert not gates.is_contiguous()
-    arguments = (None, None, None, "fo", "forward", 0.0, True)
-    agree(cuda.pool(gates, *arguments), reference.pool(gates, *arguments), torch.float32)
+    def spread(value):
+        return torch.stack([value, torch.full_like(value, torch.nan)], -1)[..., 0]
+
+    for name, own in calls(torch.float64).items():
+        for arguments in replaced(own, spread):
+            got, want = (getattr(module, name)(*arguments) for module in (cuda, reference))
+            one = isinstance(got, torch.Tensor)
+            agree([got] if one else got, [want] if one else want, torch.float64)
+
+
+def test_an_input_that_is_not_aligned_makes_no_pairs(cuda):
+    def off_by_one(value):
+        return torch.cat([value.new_zeros(1), value.flatten()])[1:].view(value.shape)
+
+    for name, own in calls(torch.float16).items():
+        if not name.startswith("windows"):
+            getattr(cuda, name)(*own)
+            assert "pair<half16>" in cuda.launched[-1][0]
+            for arguments in replaced(own, off_by_one):
+                getattr(cuda, name)(*arguments)
+                assert "pair<" not in cuda.launched[-1][0]
+
+
+def test_where_there_is_nothing_no_kernel_runs(cuda):
+    for name, own in calls(torch.float32).items():
+        arguments = [v[:, :0] if isinstance(v, torch.Tensor) and v.dim() == 3 else v for v in own]
+        if name.startswith("linear"):
+            arguments[2] = own[2][:0]  # h0 (B, H)
+        got, want = (getattr(module, name)(*arguments) for module in (cuda, reference))
+        one = isinstance(got, torch.Tensor)
+        agree([got] if one else got, [want] if one else want, torch.float32)
+    assert cuda.windows(torch.empty(0, 2, 3), 1, 0, 0).shape == (0, 2, 3)
+    assert not cuda.launched
+
+
+def test_wrong_lengths_reach_no_foreign_memory(cuda):
+    gates, rest = torch.randn(9, 2, 12), (None, "fo", "forward", 0.0, True)
+    got = cuda.pool(gates, None, torch.tensor([10**12, -5]), *rest)
+    agree(got, cuda.pool(gates, None, torch.tensor([9, 0]), *rest), torch.float32)
+
+
+# the first is itself a number drawn, which must be below the rate, as it is for the second
+@pytest.mark.parametrize("rate", [oracle.uniform(1, 50), oracle.uniform(1, 50) + 2**-25])
+def test_draws_the_same_entries_as_the_reference(cuda, rate):
+    gates, rest = torch.randn(1, 2, 2 * 40), (torch.tensor(1), "f", "forward", rate, False)
+    got, want = (module.pool(gates, None, None, *rest) for module in (cuda, reference))
+    agree(got, want, torch.float32)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_sums_are_rounded_as_torch_rounds_them(cuda, dtype):
+    # by quarters of the last place, with ties
+    x = (torch.arange(-16, 16) * torch.finfo(dtype).eps / 4).to(dtype).view(1, 1, 32)
+    arguments = (torch.ones_like(x), x, torch.ones_like(x[0]), False)
+    assert torch.equal(cuda.linear_recurrence(*arguments), reference.linear_recurrence(*arguments))
+
+
+@pytest.mark.parametrize("current", [0, 1])
+def test_a_launch_is_on_the_tensor_s_device_and_stream(cuda, monkeypatch, current):
+    seen = []
+
+    @contextmanager
+    def device(index):
+        seen.append(index)
+        yield
+        seen.append("left")
+
+    def function(*names):
+        return lambda *sizes, stream: seen.append((names, *sizes, stream.ptr))
+
+    monkeypatch.setattr(torch._C, "_cuda_getDevice", lambda: current, raising=False)
+    monkeypatch.setattr(
+        torch._C, "_cuda_getCurrentRawStream", lambda index: 70 + index, raising=False
+    )
+    monkeypatch.setattr(torch.cuda, "device", device)
+    monkeypatch.setattr(cuda, "_function", function)
+    like = types.SimpleNamespace(get_device=lambda: 1)
+    cuda.launch_on_gpu("windows", "float, 1", like, 7, 8, ["shape"])
+    launch = (("windows", "float, 1"), (7,), (32, 8), ["shape"], 71)
+    assert seen == ([launch] if current else [1, launch, "left"])
+
+
+def test_a_kernel_is_compiled_once(cuda, monkeypatch):
+    compiled = []
+
+    class RawModule:
+        def __init__(self, *, code, options, name_expressions):
+            compiled.append((options, name_expressions))
+            self.get_function = {name: code for name in name_expressions}.get
+
+    monkeypatch.setattr(cuda.cupy, "RawModule", RawModule, raising=False)
+    for _ in range(2):
+        assert cuda._function("windows", "float, 1") == SOURCE.read_text()
+    assert compiled == [(("--std=c++17",), ["windows<float, 1>"])]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

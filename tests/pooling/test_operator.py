@@ -12,6 +12,7 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.library import opcheck
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
 
 from qrnn import (
     QRNN,
@@ -243,6 +244,16 @@ class TestGradients:
         assert gradcheck(pool, leaves)
         assert gradgradcheck(pool, leaves)
 
+    def test_second_order_of_a_loss_that_is_not_linear(self) -> None:
+        """What backward is given then depends on the gates as well."""
+        leaves = leaf(3, 1, 3), leaf(1, 1, 1)
+
+        def first(*leaves: Tensor) -> tuple[Tensor, ...]:
+            loss = sum((v**3).sum() for v in fo_pool(*leaves))
+            return torch.autograd.grad(loss, leaves, create_graph=True)
+
+        assert gradcheck(first, leaves)
+
     def test_a_third_derivative_is_right_or_refused(self) -> None:
         """What must not happen is a wrong number."""
         gates = leaf(2, 1, 3)
@@ -394,6 +405,15 @@ class TestDetour:
         torch.testing.assert_close(inside, fo_pool(gates), rtol=0, atol=0)
 
 
+def test_a_compiler_that_does_not_fit_is_as_good_as_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unfit(_: str) -> None:
+        raise ImportError("Numba needs NumPy 2.0 or less")  # with no name
+
+    with monkeypatch.context() as context, pytest.warns(UserWarning, match="slow.*needs NumPy"):
+        context.setattr(operator.importlib, "import_module", unfit)
+        assert operator._backend.__wrapped__("cpu") is operator.reference
+
+
 def test_operator_checks_lengths_itself() -> None:
     """A compiled caller skips the check of values in Python."""
     for lengths in (torch.tensor([4, 1]), torch.tensor([3, -1])):
@@ -538,6 +558,16 @@ class TestAutocast:
         torch.testing.assert_close(torch.cat(pieces), want, rtol=0.02, atol=0.02)
         torch.testing.assert_close(state.c, want_c, rtol=0.02, atol=0.02)
         torch.testing.assert_close(state.h, want_h, rtol=0.02, atol=0.02)
+
+    def test_a_state_may_be_of_another_type(self) -> None:
+        rnn, x = QRNN(6, 8, 2, kernel_size=3), torch.randn(7, 3, 6)
+        state, lengths = rnn.initial_state(3), torch.tensor([7, 0, 3])
+        wide = tree_map(Tensor.double, state)
+        with self.autocast():
+            (output, got), (same, want) = (rnn(x, own, lengths) for own in (wide, state))
+        found, expected = (output, *got[:2], *got.window), (same, *want[:2], *want.window)
+        torch.testing.assert_close(found, expected, rtol=0, atol=0)
+        assert got.h.dtype == torch.bfloat16
 
     def test_a_state_from_inside_goes_on_outside_after_conversion(self) -> None:
         rnn = QRNN(6, 8, 2)
