@@ -162,7 +162,7 @@ class _Grid:
         more: str = "",
     ) -> None:
         assert inputs[0] is not None
-        self.kernel, self.like, self.lengths = kernel, inputs[0], lengths
+        self.kernel, self.like = kernel, inputs[0]
         kind, size = TYPES[self.like.dtype], self.like.itemsize
         processors = _multiprocessors(self.like.device)
         plan = _plan(kernel, size, max(1, size // 4), T, B * D * H, processors)
@@ -212,7 +212,7 @@ def _pool_grid(
     grid = _Grid(kernel, inputs, *shape, lengths, direction == "reverse", shift, more)
     threshold = int(np.ceil(zoneout * (1 << 24)))
     start = 0 if seed is None else seed.data_ptr()
-    return grid, _struct(ZONEOUT, start, threshold, 1.0 if drawn else 1 - zoneout), shape
+    return grid, _struct(ZONEOUT, start, threshold, 1 - zoneout), shape
 
 
 def pool(
