@@ -32,7 +32,7 @@ SIZES = {"float": 4, "double": 8, "half16": 2, "bfloat16": 2}
 PAIRED = (torch.float16, torch.bfloat16)
 WAYS = {  # multiprocessors, INTERVAL_STEPS, FEWEST_TILES
     "relay": (132, 12_000, 4),  # a block for each tile, all of the tests' tiles in one interval
-    "windows": (132, 700, 4),  # the same with a few tiles in each
+    "intervals": (132, 700, 4),  # the same with a few tiles in each
     "walk": (1, 12_000, 1 << 30),  # a block walks over all tiles
 }
 
@@ -373,6 +373,27 @@ def test_special_values_go_through(cuda):
         expected = reference.pool(gates, None, None, None, "fo", "forward", 0.0, True)
         for a, b in zip(got, expected, strict=True):
             torch.testing.assert_close(a, b, equal_nan=True)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "H"), [(torch.float32, 3), (torch.bfloat16, 3), (torch.bfloat16, 4)]
+)
+def test_more_tiles_than_warps_look_back_at(cuda, dtype, H):
+    """Each warp looks at several Maps of an interval, and there are several intervals."""
+    f, x, grad = torch.rand(3, 2500, 1, H).to(dtype)
+    h0, gates = torch.randn(1, H).to(dtype), torch.randn(2500, 1, 3 * H).to(dtype)
+    f = 1 - f / 64  # what is far back matters
+    h = reference.linear_recurrence(f, x / 64, h0, False)
+    for name, arguments in (
+        ("linear_recurrence", (f, x / 64, h0, False)),
+        ("linear_recurrence_backward", (grad / 64, f, h0, h, False)),
+        ("pool", (gates + 3, None, None, None, "fo", "reverse", 0.0, True)),
+    ):
+        got, want = (getattr(module, name)(*arguments) for module in (cuda, reference))
+        one = isinstance(got, torch.Tensor)
+        agree([got] if one else got, [want] if one else want, dtype)
+    assert all("true>" in kernel for kernel, *_ in cuda.launched)
+    assert all(blocks > 64 for _, blocks, _ in cuda.launched) == (H == 4)
 
 
 def test_nan_of_any_bits_goes_from_block_to_block(cuda):
