@@ -4,11 +4,11 @@
 //   allennlp evaluate runs/imdb/model.tar.gz data/imdb/test.jsonl
 //
 // Cost: 70 minutes an epoch on two CPU cores (record imdb-k2-cpu-seed1), and mostly 30 to 50 minutes with
-// the callback "bfloat16_autocast"; up to 16 GB of memory (not recorded), which glibc keeps after long
-// batches. Much of the time goes into memory that each step returns and Linux clears again. With an
-// allocator that keeps memory, and that callback, an epoch took 10 to 18 minutes of one core (records
-// imdb-k2-word2vec-imdb-300d-seed1 to -seed3) and 8 to 10 GB: install libjemalloc2, and put before the
-// command
+// the callback "bfloat16_autocast"; up to 16 GB of memory, which glibc keeps after long batches. Much of
+// the time goes into memory that each step returns and Linux clears again. With an allocator that keeps
+// memory, and that callback, an epoch took 10 to 18 minutes of one core (records
+// imdb-k2-word2vec-imdb-300d-seed1 to -seed3) and 8 to 10 GB (memory is in no record): install
+// libjemalloc2, and put before the command
 //   LD_PRELOAD=libjemalloc.so.2 THP_MEM_ALLOC_ENABLE=1 \
 //   MALLOC_CONF=oversize_threshold:0,dirty_decay_ms:-1,muzzy_decay_ms:-1
 // Expect: the paper has 91.4 % on test with k = 2 and 91.1 % with k = 4 in the first layer

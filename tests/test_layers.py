@@ -225,6 +225,15 @@ class TestPacked:
         close(got, want)
 
 
+def in_pieces(module: Any, x: Tensor, state: Any) -> tuple[Tensor, Any]:
+    """Six steps, cut into pieces: all outputs, and the last state."""
+    outputs = []
+    for piece in x.split([1, 3, 2]):
+        output, state = module(piece, state)
+        outputs.append(output)
+    return torch.cat(outputs), state
+
+
 class TestPieces:
     """Running in pieces equals running at once."""
 
@@ -290,29 +299,22 @@ class TestPieces:
 
     def test_single_sequence(self) -> None:
         rnn = make(3, 4, 2, kernel_size=3)
-        x, state, outputs = randn(6, 3), rnn.initial_state(1), []
-        for piece in x.split([1, 3, 2]):
-            output, state = rnn(piece, state)
-            assert isinstance(state, QRNNState)
-            outputs.append(output)
-        close(torch.cat(outputs), rnn(x)[0])
+        x = randn(6, 3)
+        output, state = in_pieces(rnn, x, rnn.initial_state(1))
+        assert isinstance(state, QRNNState)
+        close(output, rnn(x)[0])
 
     def test_a_window_of_one_step_has_no_centre(self) -> None:
         rnn = make(3, 4, kernel_size=1, masked=False)
-        x, state, outputs = randn(6, 2, 3), rnn.initial_state(2), []
-        for piece in x.split([1, 3, 2]):
-            output, state = rnn(piece, state)
-            outputs.append(output)
-        close(torch.cat(outputs), rnn(x)[0])
+        x = randn(6, 2, 3)
+        close(in_pieces(rnn, x, rnn.initial_state(2))[0], rnn(x)[0])
 
     def test_a_layer_alone(self) -> None:
         layer = QRNNLayer(3, 4, kernel_size=3, dtype=WIDE)
-        x, state, outputs = randn(6, 2, 3), layer.initial_state(2), []
-        for piece in x.split([1, 3, 2]):
-            output, state = layer(piece, state)
-            outputs.append(output)
+        x = randn(6, 2, 3)
+        output, state = in_pieces(layer, x, layer.initial_state(2))
         want, (h_n, c_n) = layer(x)
-        close((torch.cat(outputs), state.h, state.c), (want, h_n, c_n))
+        close((output, state.h, state.c), (want, h_n, c_n))
 
     def test_a_tuple_starts_with_an_empty_window(self) -> None:
         """Only a QRNNState knows what was to the left."""
