@@ -32,14 +32,13 @@ def pool(
     zoneout: float = 0.0,
     zoneout_eval: str = "mean",
     training: bool = False,
-    shift: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Activations, zoneout, recurrence and output gate in one step.
 
     Args:
         pooling: "f", "fo" or "ifo": G = 2, 3 or 4 blocks of pre-activations.
-        gates: (T + |shift|, B, D * G * H), in each direction the blocks z, f, o, i (the first G);
-            float32, float64, float16 or bfloat16 (16-bit types accumulate in float32).
+        gates: (T, B, D * G * H), in each direction the blocks z, f, o, i (the first G); float32,
+            float64, float16 or bfloat16 (16-bit types accumulate in float32).
         c0: first cells (D, B, H); zeros when None. Of the gates' type, or, under autocast, any.
         lengths: valid steps of each sequence, integers (B,); T when None. Padding is never read,
             gives zeros and changes no state; in reverse a sequence starts at its own last step.
@@ -50,9 +49,6 @@ def pool(
         zoneout_eval: what stands for it outside training, which the paper does not say: "mean"
             scales the update gate 1 - f by 1 - zoneout, "none" uses f as it is.
         training: whether zoneout is drawn at random.
-        shift: for "both", by how many rows the reverse half of the gates lies later than the
-            forward half, so that one convolution can make both: step t of the two is in rows t
-            and t + shift, or, when shift is negative, t - shift and t.
 
     Returns:
         h (T, B, D * H); h_n and c_n (D, B, H), outputs and cells after each sequence's last step,
@@ -65,21 +61,14 @@ def pool(
     check_choice("direction", direction, DIRECTIONS)
     check_floating("gates", gates)
     check(gates.dim() == 3, "gates", "3 dimensions (T, B, D * G * H)", tuple(gates.shape))
-    rows, B, N = gates.shape
+    T, B, N = gates.shape
     D, G = DIRECTIONS[direction], GATES[pooling]
-    if isinstance(shift, bool) or not isinstance(shift, int):
-        raise TypeError(f"shift: expected an int, got {type(shift).__name__}")
-    check(D == 2 or not shift, "shift", f"0 with direction {direction!r}", shift)
-    check(abs(shift) <= rows, "shift", "at most the rows of gates", shift)
-    T = rows - abs(shift)
     check(N % (D * G) == 0, "gates", f"a last dimension divisible by {D * G}", tuple(gates.shape))
     if c0 is not None:
         check_like("c0", c0, (D, B, N // (D * G)), gates, cast=autocasts(gates.device))
     if lengths is not None:
         lengths = check_lengths(lengths, B, T, gates.device)
-    return pool_checked(
-        pooling, gates, c0, lengths, direction, zoneout, zoneout_eval, training, shift
-    )
+    return pool_checked(pooling, gates, c0, lengths, direction, zoneout, zoneout_eval, training)
 
 
 def pool_checked(
@@ -91,9 +80,10 @@ def pool_checked(
     zoneout: float,
     zoneout_eval: str,
     training: bool,
-    shift: int,
+    shift: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`pool` without its checks; lengths are int64, on the device of the gates."""
+    """`pool` without its checks; lengths are int64, on the device of the gates. shift: see
+    `operator.pool`."""
     if c0 is not None:
         c0 = c0.to(gates.dtype)
     seed = None
@@ -115,7 +105,6 @@ class PoolOptions(TypedDict, total=False):
     zoneout: float
     zoneout_eval: str
     training: bool
-    shift: int
 
 
 def f_pool(

@@ -171,7 +171,7 @@ class QRNNLayer(nn.Module):
 
     @property
     def shift(self) -> int:
-        """By how many steps the reverse direction's windows lie later; see `functional.pool`."""
+        """By how many steps the reverse direction's windows lie later; see `operator.pool`."""
         if not self.bidirectional:
             return 0
         k = self.kernel_size

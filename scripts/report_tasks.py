@@ -60,7 +60,7 @@ PTB = {
     "qrnn": Published("QRNN, 2 x 640", "79.9", paper_dev="82.9"),
     "zoneout": Published("QRNN, 2 x 640, zoneout 0.1", "78.3", paper_dev="82.1"),
     "lstm": Published("LSTM, 2 x 650 (the paper says 20M parameters)", "82.0", paper_dev="85.7"),
-    "report": Published("the replication's QRNN, 4 x 1240", "", "108.86"),
+    "replication": Published("the replication's QRNN, 4 x 1240", "", "108.86"),
     "awd": Published("AWD-QRNN, 4 x 1550", "58.3", paper_dev="60.6"),
     "finetuned": Published("AWD-QRNN, fine-tuned", "56.7", paper_dev="59.1"),
     "cache": Published("AWD-QRNN, fine-tuned, with a cache", "52.6", paper_dev="53.4"),

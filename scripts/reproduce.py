@@ -126,7 +126,7 @@ FULL = (
     Row("ptb", "qrnn", "configs/ptb.jsonnet", 36, 0.3, {"model.rnn.zoneout": 0}),
     Row("ptb", "zoneout", "configs/ptb.jsonnet", 36, 0.3),
     Row("ptb", "lstm", "configs/ptb_lstm.jsonnet", 48, 0.3),
-    Row("ptb", "report", "configs/ptb_report.jsonnet", None, 4),
+    Row("ptb", "replication", "configs/ptb_replication.jsonnet", None, 4),
     Row("ptb", "awd", "configs/ptb_awd.jsonnet", None, 0.6),
     Row(
         "ptb",

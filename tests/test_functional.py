@@ -102,10 +102,6 @@ class TestPools:
         with torch.autocast("cpu", torch.bfloat16):
             torch.testing.assert_close(fo_pool(gates, c0), want, rtol=0, atol=0)
 
-    def test_a_shift_of_all_rows_leaves_no_step(self) -> None:
-        h, c_n = fo_pool(zeros(2, 3, 6), direction="both", shift=2)
-        assert h.shape == (0, 3, 2) and c_n.shape == (2, 3, 1)
-
     def test_report_bug_gate_read_from_another_block(self) -> None:
         """The replication's decoder computed f from the weights of z."""
         gates = torch.zeros(1, 1, 4, 1, dtype=WIDE)
@@ -312,17 +308,6 @@ MISUSES: dict[str, tuple[Callable[[], Any], type[Exception], str, str, str]] = {
     "direction unknown": (
         lambda: fo_pool(zeros(2, 2, 6), direction="backward"),
         ValueError, "direction", "forward, reverse, both", "'backward'",
-    ),
-    "shift in one direction": (
-        lambda: fo_pool(zeros(2, 2, 6), shift=1), ValueError, "shift", "0 with", "1"
-    ),
-    "shift of more rows than there are": (
-        lambda: fo_pool(zeros(2, 2, 6), direction="both", shift=-3),
-        ValueError, "shift", "at most the rows", "-3",
-    ),
-    "shift float": (
-        lambda: fo_pool(zeros(2, 2, 6), direction="both", shift=1.0),
-        TypeError, "shift", "an int", "float",
     ),
     "zoneout_eval unknown": (
         lambda: fo_pool(zeros(2, 2, 6), zoneout_eval="max"),

@@ -171,14 +171,12 @@ def test_pools(seed: int) -> None:
     pooling, direction = pick.choice([*BLOCKS]), pick.choice([*DIRECTIONS])
     T, B, H = (pick.randint(0, 5) for _ in range(3))
     D, G, dtype = DIRECTIONS[direction], BLOCKS[pooling], pick.choice(FLOATS)
-    shift = pick.randint(-4, 4) if D == 2 else 0
     most = 6e4 if dtype == torch.float16 else 1e30
     options = {"training": pick.random() < 0.5}
     arguments = with_one_spoilt(
         pick,
         {
-            "gates": tensors(pick, T + abs(shift), B, D * G * H, dtype=dtype, most=most),
-            "shift": shift,
+            "gates": tensors(pick, T, B, D * G * H, dtype=dtype, most=most),
             "c0": maybe(pick, tensors(pick, D, B, H, dtype=dtype, most=most)),
             "lengths": lengths_of(pick, B, T),
             "direction": direction,
@@ -187,9 +185,7 @@ def test_pools(seed: int) -> None:
             "pooling": pooling,
         },
     )
-    gates, pooling, direction, shift = (
-        arguments[k] for k in ("gates", "pooling", "direction", "shift")
-    )
+    gates, pooling, direction = (arguments[k] for k in ("gates", "pooling", "direction"))
     valid = (
         is_one_of(pooling, BLOCKS)
         and is_one_of(direction, DIRECTIONS)
@@ -197,13 +193,9 @@ def test_pools(seed: int) -> None:
         and is_rate(arguments["zoneout"])
         and any(is_tensor(gates, (None,) * 3, dtype) for dtype in FLOATS)
         and gates.shape[2] % (DIRECTIONS[direction] * BLOCKS[pooling]) == 0
-        and isinstance(shift, int)
-        and not isinstance(shift, bool)
-        and abs(shift) <= (gates.shape[0] if direction == "both" else 0)
     )
     if valid:
         T, B, D, dtype = *gates.shape[:2], DIRECTIONS[direction], gates.dtype
-        T -= abs(shift)
         H = gates.shape[2] // (D * BLOCKS[pooling])
         c0 = arguments["c0"]
         valid = c0 is None or is_tensor(c0, (D, B, H), dtype)

@@ -192,6 +192,6 @@ def test_the_replications_model_learns(project, tmp_path):
         "trainer.optimizer.lr": 3e-2,
         "trainer.num_epochs": 3,
     }
-    history = train(project, "ptb_report", tmp_path / "run", overrides)
+    history = train(project, "ptb_replication", tmp_path / "run", overrides)
     valid = [epoch["validation_perplexity"] for epoch in history]
     assert valid[-1] < 10 and valid == sorted(valid, reverse=True)

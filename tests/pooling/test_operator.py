@@ -208,8 +208,10 @@ class TestGradients:
 
     @pytest.mark.parametrize("shift", [1, -2])
     def test_of_halves_that_lie_apart(self, shift: int) -> None:
-        def pool(gates: Tensor, c0: Tensor) -> tuple[Tensor, Tensor]:
-            return ifo_pool(gates, c0, lengths=lengths, direction="both", shift=shift)
+        def pool(gates: Tensor, c0: Tensor) -> tuple[Tensor, ...]:
+            options: Any = ("ifo", "both", 0.0, False, shift)
+            h, _, *last = operator.pool(gates, c0, lengths, None, *options)
+            return h, *last
 
         gates, c0, lengths = leaf(2 + abs(shift), 2, 8), leaf(2, 2, 1), torch.tensor([2, 1])
         assert gradcheck(pool, (gates, c0))

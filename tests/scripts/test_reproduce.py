@@ -205,7 +205,7 @@ def test_the_full_plan_has_the_rows_of_the_tables():
         "imdb-lm": "forward",
         "iwslt": "qrnn lstm",
     }
-    rows["ptb"] = "qrnn zoneout lstm report awd finetuned cache"
+    rows["ptb"] = "qrnn zoneout lstm replication awd finetuned cache"
     for experiment, names in rows.items():
         for name in names.split():
             for seed in (1, 2):

@@ -1,6 +1,6 @@
 // The PTB model of the replication (Girrbach 2020, table 2), for its row beside the paper's recipe.
 //
-//   allennlp train configs/ptb_report.jsonnet
+//   allennlp train configs/ptb_replication.jsonnet
 //
 // Cost: not measured; nine times ptb.jsonnet's multiplications (five with k=1). Expect: the replication
 // has 108.86 on test.
