@@ -16,23 +16,18 @@ themselves.
 """
 
 import argparse
-import fcntl
 import json
 import os
 import shlex
 import shutil
 import signal
-import subprocess
 import sys
-import threading
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import benchmark
-import experiment
 import quick
 import records
 import timing
@@ -40,280 +35,16 @@ import torch
 import vectors
 from fetch import is_url
 from files import read_json
+from rows import CPU, FULL, Row
+from runner import Outcome, Runner, Step, duration, shown
 
 PARTS = ("bench", "imdb", "ptb", "iwslt")
 PROFILES = ("quick", "cpu", "full")
-HEARTBEAT = 300.0  # seconds between two lines about what is running
-DISK_FULL = ("No space left on device", "PytorchStreamWriter failed writing file")
 GLOVE = "glove.840B.300d"
 VECTORS = {"full": GLOVE, "cpu": vectors.WORD2VEC_NAME}
-
-
-class Row(NamedTuple):
-    """A row of a table.
-
-    hours: of training on a CPU, roughly, for rows that have no record: from the config's cost.
-    gigabytes: of its run, computed: parameters, as often as checkpoints, what the optimizer keeps,
-    best.th and the archive hold them. None where it is not known.
-    needs: runs that come before it. In needs, name and overrides {runs} is the folder of all runs,
-    {seed} the row's seed, and {vectors} "-" and the name of IMDb's word vectors, or nothing for
-    GloVe.
-    encoders: of IMDb's rows, those parts of the config that read the word vectors.
-    """
-
-    experiment: str
-    name: str
-    config: str
-    hours: float | None = None
-    gigabytes: float | None = None
-    overrides: Mapping[str, Any] = {}
-    note: str = ""
-    needs: tuple[str, ...] = ()
-    encoders: tuple[str, ...] = ("model.seq2vec_encoder",)
-
-    @property
-    def part(self) -> str:
-        """Of PARTS."""
-        return self.experiment.split("-")[0]
-
-
-# of configs/imdb_pretrained.jsonnet and what is built on it
-LM_WEIGHTS = {
-    "forward": "model.initializer.regexes.0.1.weights_file_path",
-    "backward": "model.initializer.regexes.1.1.weights_file_path",
-}
-
-
-def language_model(
-    name: str, config: str, overrides: Mapping[str, Any] = {}, note: str = ""
-) -> Row:
-    """Of IMDb's reviews, for a classifier to start from."""
-    return Row("imdb-lm", name, config, 1, 0.4, overrides, note, encoders=("model.rnn",))
-
-
-def from_language_models(
-    name: str,
-    config: str,
-    hours: float,
-    gigabytes: float,
-    starts: Mapping[str, str],
-    overrides: Mapping[str, Any] = {},
-    note: str = "",
-) -> Row:
-    """starts: for each direction of LM_WEIGHTS that the classifier reads in, its language model."""
-    runs = {way: f"imdb-lm-{model}-seed{{seed}}" for way, model in starts.items()}
-    weights = {LM_WEIGHTS[way]: f"{{runs}}/{run}/best.th" for way, run in runs.items()}
-    encoder = "model.seq2vec_encoder"
-    reads = (encoder,) if len(runs) == 1 else tuple(f"{encoder}.{way}_encoder" for way in runs)
-    needs = tuple(runs.values())
-    return Row("imdb", name, config, hours, gigabytes, {**overrides, **weights}, note, needs, reads)
-
-
-FORWARD = {"forward": "forward{vectors}"}
-BOTH = {**FORWARD, "backward": "backward{vectors}"}
-FULL = (
-    Row("imdb", "k2{vectors}", "configs/imdb.jsonnet", 10, 0.9),
-    Row("imdb", "k4{vectors}", "configs/imdb_k4.jsonnet", None, 0.9),
-    Row("imdb", "lstm{vectors}", "configs/imdb_lstm.jsonnet", None, 0.9),
-    Row("imdb", "pooled{vectors}", "configs/imdb_pooled.jsonnet", 10, 1.2),
-    language_model("forward{vectors}", "configs/imdb_lm.jsonnet"),
-    language_model("backward{vectors}", "configs/imdb_lm_reverse.jsonnet"),
-    from_language_models("pretrained{vectors}", "configs/imdb_pretrained.jsonnet", 2, 1.2, FORWARD),
-    from_language_models(
-        "pretrained_both{vectors}", "configs/imdb_pretrained_both.jsonnet", 3, 1.2, BOTH
-    ),
-    from_language_models("adversarial{vectors}", "configs/imdb_best.jsonnet", 4, 1.2, FORWARD),
-    Row("ptb", "qrnn", "configs/ptb.jsonnet", 36, 0.3, {"model.rnn.zoneout": 0}),
-    Row("ptb", "zoneout", "configs/ptb.jsonnet", 36, 0.3),
-    Row("ptb", "lstm", "configs/ptb_lstm.jsonnet", 48, 0.3),
-    Row("ptb", "replication", "configs/ptb_replication.jsonnet", None, 4),
-    Row("ptb", "awd", "configs/ptb_awd.jsonnet", None, 0.6),
-    Row(
-        "ptb",
-        "finetuned",
-        "configs/ptb_awd_finetune.jsonnet",
-        None,
-        0.6,
-        {
-            "vocabulary.directory": "{runs}/ptb-awd-seed{seed}/vocabulary",
-            "model.archive_file": "{runs}/ptb-awd-seed{seed}/model.tar.gz",
-        },
-        needs=("ptb-awd-seed{seed}",),
-    ),
-    Row("iwslt", "qrnn", "configs/iwslt_char.yaml", 7.5, 0.4),
-    Row("iwslt", "lstm", "configs/iwslt_char_lstm.yaml", None, 0.4),
-)
-
-SMALL_PTB = {
-    "model.rnn.input_size": 200,
-    "model.rnn.hidden_size": 200,
-    "trainer.optimizer.lr": 0.35,
-    "trainer.num_epochs": 8,
-    "trainer.learning_rate_scheduler": {
-        "type": "multi_step",
-        "milestones": [5, 6, 7],
-        "gamma": 0.5,
-    },
-}
-SMALL_PTB_NOTE = (
-    "8 epochs instead of 72, 2 x 200 units, rate 0.35, halved in each of the last three epochs"
-)
-SMALL_IWSLT = {
-    "use_cuda": False,
-    "training.logging_freq": 100,
-    "model.encoder.num_layers": 2,
-    "model.decoder.num_layers": 2,
-    "model.encoder.embeddings.embedding_dim": 64,
-    "model.decoder.embeddings.embedding_dim": 64,
-    "model.decoder.hidden_size": 192,
-}
-SMALL_IWSLT_QRNN = {
-    **SMALL_IWSLT,
-    "training.validation_freq": 3000,
-    "model.encoder.hidden_size": 192,
-    "training.updates": 12000,
-}
-SMALL_IWSLT_LSTM = {
-    **SMALL_IWSLT,
-    "training.validation_freq": 500,
-    "model.encoder.hidden_size": 96,
-    "training.updates": 1500,
-    "testing.beam_size": 1,
-}
-IWSLT_NOTE = "2 layers of 192 units, about an hour of one CPU core"
-SMALL_IMDB = {
-    "trainer.num_epochs": 2,
-    "trainer.callbacks": ["run_file", "random_state", "bfloat16_autocast"],
-}
-IMDB_NOTE = "2 epochs instead of at most 20, trained in bfloat16"
-IMDB_LM_NOTE = "2 epochs instead of at most 3, trained in bfloat16"
-FORWARD_CPU = {"forward": "forward-cpu{vectors}"}
-BOTH_CPU = {**FORWARD_CPU, "backward": "backward-cpu{vectors}"}
-BFLOAT16 = {"trainer.callbacks": SMALL_IMDB["trainer.callbacks"]}
-SHORT_PTB = {
-    "trainer.num_epochs": 18,
-    "trainer.learning_rate_scheduler": {
-        "type": "multi_step",
-        "milestones": list(range(4, 18)),
-        "gamma": 0.78,
-    },
-    **BFLOAT16,
-}
-SHORT_PTB_NOTE = (
-    "18 epochs instead of 72, the rate 1 for 4 of them and then 0.78 times the last; trained in "
-    "bfloat16"
-)
-ONE_EPOCH = {"trainer.num_epochs": 1, **BFLOAT16}, "1 epoch instead of 2, trained in bfloat16"
-# How the committed records were made, but that there the classifiers of other seeds than 1 started
-# from the language model of seed 1 or 2, as their notes say.
-CPU = (
-    Row("imdb", "k2-cpu{vectors}", "configs/imdb.jsonnet", 2, 0.4, SMALL_IMDB, IMDB_NOTE),
-    Row("imdb", "k4-cpu{vectors}", "configs/imdb_k4.jsonnet", 2, 0.4, SMALL_IMDB, IMDB_NOTE),
-    Row("imdb", "lstm-cpu{vectors}", "configs/imdb_lstm.jsonnet", 2, 0.4, SMALL_IMDB, IMDB_NOTE),
-    # its records are older than the config's name
-    Row("imdb", "best-cpu{vectors}", "configs/imdb_pooled.jsonnet", 2, 0.4, SMALL_IMDB, IMDB_NOTE),
-    language_model("forward-cpu{vectors}", "configs/imdb_lm.jsonnet", *ONE_EPOCH),
-    language_model("backward-cpu{vectors}", "configs/imdb_lm_reverse.jsonnet", *ONE_EPOCH),
-    language_model(
-        "forward-cpu{vectors}-2epochs", "configs/imdb_lm.jsonnet", BFLOAT16, "trained in bfloat16"
-    ),
-    from_language_models(
-        "pretrained-cpu{vectors}",
-        "configs/imdb_pretrained.jsonnet",
-        2,
-        0.7,
-        FORWARD_CPU,
-        SMALL_IMDB,
-        IMDB_LM_NOTE,
-    ),
-    from_language_models(
-        "pretrained_both-cpu{vectors}",
-        "configs/imdb_pretrained_both.jsonnet",
-        3,
-        0.7,
-        BOTH_CPU,
-        SMALL_IMDB,
-        IMDB_LM_NOTE,
-    ),
-    from_language_models(
-        "pretrained-lm2-cpu{vectors}",
-        "configs/imdb_pretrained.jsonnet",
-        2,
-        0.7,
-        {"forward": "forward-cpu{vectors}-2epochs"},
-        BFLOAT16,
-        "3 epochs, from a language model of 2 epochs; trained in bfloat16",
-    ),
-    from_language_models(
-        "adversarial-cpu{vectors}",
-        "configs/imdb_best.jsonnet",
-        4,
-        0.7,
-        FORWARD_CPU,
-        SMALL_IMDB,
-        IMDB_LM_NOTE,
-    ),
-    from_language_models(
-        "adversarial-lm2-cpu{vectors}",
-        "configs/imdb_best.jsonnet",
-        4,
-        0.7,
-        {"forward": "forward-cpu{vectors}-2epochs"},
-        BFLOAT16,
-        "3 epochs, from a language model of 2 epochs; trained in bfloat16",
-    ),
-    Row(
-        "ptb",
-        "qrnn-cpu",
-        "configs/ptb.jsonnet",
-        2,
-        0.3,
-        {"model.rnn.zoneout": 0, **SHORT_PTB},
-        SHORT_PTB_NOTE,
-    ),
-    Row("ptb", "lstm-18epochs-cpu", "configs/ptb_lstm.jsonnet", 2, 0.3, SHORT_PTB, SHORT_PTB_NOTE),
-    Row("ptb", "zoneout-cpu", "configs/ptb.jsonnet", None, 0.1, SMALL_PTB, SMALL_PTB_NOTE),
-    Row("ptb", "lstm-cpu", "configs/ptb_lstm.jsonnet", None, 0.1, SMALL_PTB, SMALL_PTB_NOTE),
-    Row("iwslt", "qrnn-cpu", "configs/iwslt_char.yaml", 1, 0.1, SMALL_IWSLT_QRNN, IWSLT_NOTE),
-    Row(
-        "iwslt",
-        "lstm-cpu",
-        "configs/iwslt_char_lstm.yaml",
-        1,
-        0.1,
-        SMALL_IWSLT_LSTM,
-        f"{IWSLT_NOTE}; decoded greedily",
-    ),
-)
 SUITES = tuple(benchmark.SUITES)
 SUITES_ON_CPU = tuple(name for name in SUITES if name != "memory")
 SUITES_QUICK = ("growth",)
-
-
-@dataclass(frozen=True)
-class Step:
-    """One command of Python.
-
-    result: the file whose existence says that the step is done; None for one that is always run.
-    needs: names of steps that come before it. hours, gigabytes: estimates; source: of the hours.
-    """
-
-    name: str
-    command: tuple[str, ...]
-    result: Path | None
-    needs: tuple[str, ...] = ()
-    hours: float | None = None
-    source: str = ""
-    gigabytes: float | None = None
-
-    @property
-    def done(self) -> bool:
-        return self.result is not None and self.result.exists()
-
-
-class Outcome(NamedTuple):
-    state: str  # "done", "failed", "interrupted", "not started"
-    detail: str = ""
 
 
 @dataclass(frozen=True)
@@ -614,127 +345,6 @@ def benchmarks(options: Options, known: Mapping[str, Any]) -> list[Step]:
     return found
 
 
-class Runner:
-    """Runs steps, as many at once as there are environments, each in an environment of its own.
-
-    steps: in an order in which everything comes after what it needs. logs: folder of NAME.log, to
-    which a step's output is appended. A log is locked for as long as anything that writes it lives,
-    also what a killed runner has left behind: a step is not begun before that has ended.
-    outcomes: filled while it runs.
-    """
-
-    def __init__(
-        self,
-        steps: Sequence[Step],
-        logs: Path,
-        environments: Sequence[Mapping[str, str]],
-        outcomes: dict[str, Outcome],
-    ) -> None:
-        self.waiting = [step for step in steps if not step.done]
-        self.logs = logs
-        self.environments = environments
-        self.outcomes = outcomes
-        self.outcomes.update({s.name: Outcome("done", "before") for s in steps if s.done})
-        self.running: dict[str, subprocess.Popen[bytes] | None] = {}  # None: about to begin
-        self.stopped = False
-        self.changed = threading.Condition()
-
-    def run(self) -> None:
-        """Raises KeyboardInterrupt, after everything that runs has been killed."""
-        threads = [
-            threading.Thread(target=self._work, args=(environment,), daemon=True)
-            for environment in self.environments
-        ]
-        spoken = time.monotonic()
-        try:
-            for thread in threads:
-                thread.start()
-            while any(thread.is_alive() for thread in threads):
-                time.sleep(0.1)
-                if time.monotonic() - spoken > HEARTBEAT:
-                    spoken = time.monotonic()
-                    for name in list(self.running):
-                        say(f"{name}: {last_line(self.logs / f'{name}.log')}")
-        except KeyboardInterrupt:
-            with self.changed:
-                self.stopped = True
-                for process in self.running.values():
-                    if process and process.poll() is None:
-                        os.killpg(process.pid, signal.SIGKILL)
-            raise
-
-    def _work(self, environment: Mapping[str, str]) -> None:
-        while step := self._next():
-            try:
-                outcome = self._attempt(step, environment)
-            except Exception as error:  # a thread that ends would leave the others waiting
-                outcome = Outcome("failed", f"{type(error).__name__}: {error}")
-            with self.changed:
-                del self.running[step.name]
-                self.outcomes[step.name] = outcome
-                self.changed.notify_all()
-            say(f"{step.name}: {outcome.state} {outcome.detail}")
-
-    def _next(self) -> Step | None:
-        """Waits for a step that has all it needs; None when there will be no more."""
-        with self.changed:
-            while not self.stopped:
-                for step in list(self.waiting):
-                    found = {n: o.state for n in step.needs if (o := self.outcomes.get(n))}
-                    if lacking := [name for name, state in found.items() if state != "done"]:
-                        self.waiting.remove(step)
-                        detail = f"because of {', '.join(lacking)}"
-                        self.outcomes[step.name] = Outcome("not started", detail)
-                    elif len(found) == len(step.needs):
-                        self.waiting.remove(step)
-                        self.running[step.name] = None
-                        return step
-                if not self.running:
-                    return None
-                self.changed.wait()
-        return None
-
-    def _attempt(self, step: Step, environment: Mapping[str, str]) -> Outcome:
-        self.logs.mkdir(parents=True, exist_ok=True)
-        log = self.logs / f"{step.name}.log"
-        with open(log, "ab") as output:
-            try:
-                fcntl.flock(output, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                say(f"{step.name}: waiting for what an earlier start has left at work on it")
-                fcntl.flock(output, fcntl.LOCK_EX)
-                if step.done:
-                    return Outcome("done", "by an earlier start")
-            started, before = time.monotonic(), log.stat().st_size
-            with self.changed:
-                if self.stopped:
-                    return Outcome("not started")
-                output.write(f"\n$ {shown(step)}\n".encode())
-                output.flush()
-                process = self.running[step.name] = subprocess.Popen(
-                    [sys.executable, *step.command],
-                    stdin=subprocess.DEVNULL,
-                    stdout=output,
-                    stderr=subprocess.STDOUT,
-                    env={**os.environ, "PYTHONUNBUFFERED": "1", **environment},
-                    # out of reach of the terminal's Ctrl-C, on which frameworks do things of their
-                    # own: a step is killed, which it survives
-                    start_new_session=True,
-                )
-            where = "".join(f" {name}={value}" for name, value in environment.items() if value)
-            say(f"{step.name}: started{where}, log {log}")
-            status = process.wait()
-        if self.stopped:
-            return Outcome("interrupted")
-        if status:
-            full = "the disk is full; " if disk_full(log, before) else ""
-            detail = f"{full}{experiment.ending(status)}"
-            return Outcome("failed", f"{detail}: {last_line(log)}" if status > 0 else detail)
-        if step.result and not step.done:
-            return Outcome("failed", f"ended without {step.result}")
-        return Outcome("done", f"in {duration((time.monotonic() - started) / 3600)}")
-
-
 def table(steps: Sequence[Step], options: Options, gpus: Sequence[str]) -> str:
     """The plan: what is there, what is to do, what it may take."""
     why = "" if torch.cuda.is_available() else " (there is no GPU here)"
@@ -783,38 +393,6 @@ def summary(steps: Sequence[Step], outcomes: Mapping[str, Outcome], logs: Path) 
     if done < len(steps):
         lines.append(f"To continue: {shlex.join([sys.executable, *sys.argv])}")
     return "\n".join(lines)
-
-
-def shown(step: Step) -> str:
-    return shlex.join([sys.executable, *step.command])
-
-
-def say(text: str) -> None:
-    print(f"{time.strftime('%H:%M:%S')}  {text}", flush=True)
-
-
-def last_line(log: Path) -> str:
-    """Of what is seen: a progress bar overwrites its line."""
-    with open(log, "rb") as file:
-        file.seek(max(0, log.stat().st_size - 4096))
-        lines = file.read().decode(errors="replace").replace("\r", "\n").split("\n")
-    return next((line.strip() for line in reversed(lines) if line.strip()), "")
-
-
-def disk_full(log: Path, before: int) -> bool:
-    """Whether a step failed for that: it says so after so many bytes of its log, or could not."""
-    with open(log, "rb") as file:
-        file.seek(max(before, log.stat().st_size - (1 << 20)))
-        said = file.read().decode(errors="replace")
-    return any(text in said for text in DISK_FULL) or shutil.disk_usage(log).free < (1 << 20)
-
-
-def duration(hours: float | None) -> str:
-    if hours is None:
-        return "unknown"
-    if hours >= 48:
-        return f"{hours / 24:.0f} days"
-    return f"{hours:.1f} h" if hours >= 1 else f"{hours * 60:.1f} min"
 
 
 def size(gigabytes: float | None) -> str:

@@ -126,7 +126,7 @@ def test_what_was_published_and_not_measured_stays_visible(project):
     )
     _, page = rendered(project)
     assert missing in page
-    assert "| report; no record yet | - | - | 108.86 | - |" in page
+    assert "| replication; no record yet | - | - | 108.86 | - |" in page
     assert "| lstm; no record yet | - | 16.53 | - |" in page
     assert "Of 12 published results, 0 have been measured again" in page
     records.write(records.RESULTS, FULL)

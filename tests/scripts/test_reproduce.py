@@ -1,20 +1,18 @@
-"""The runner, with steps that write a file instead of training, and the plan."""
+"""The plan of everything."""
 
-import fcntl
 import json
 import os
 import signal
-import subprocess
 import sys
-import time
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import quick
 import records
 import reproduce
-from reproduce import Options, Outcome, Runner, Step
+from reproduce import Options
+from rows import LM_WEIGHTS
+from runner import Outcome, Step, shown
 
 SCRIPTS = Path(reproduce.__file__).parent
 
@@ -22,148 +20,6 @@ SCRIPTS = Path(reproduce.__file__).parent
 @pytest.fixture(autouse=True)
 def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-
-
-def step(name, *needs, code=""):
-    """Notes when and where it ran in NAME.done, after `code`."""
-    program = (
-        f"import os, time; start = time.time(); {code or 'pass'}; import json\n"
-        f"place = os.environ.get('CUDA_VISIBLE_DEVICES')\n"
-        f"open('{name}.part', 'w').write(json.dumps([start, time.time(), place]))\n"
-        f"os.replace('{name}.part', '{name}.done')\n"
-    )
-    return Step(name, ("-S", "-c", program), Path(f"{name}.done"), needs)
-
-
-def run(*steps, environments=({},)):
-    outcomes = {}
-    Runner(steps, Path("logs"), environments, outcomes).run()
-    return outcomes
-
-
-def told(name):
-    return json.loads(Path(f"{name}.done").read_text())
-
-
-def test_steps_run_in_order_and_only_once():
-    steps = [step("a"), step("b", "a"), step("c", "a", "b")]
-    assert {o.state for o in run(*steps).values()} == {"done"}
-    a, b, c = map(told, "abc")
-    assert a[1] <= b[0] and b[1] <= c[0]
-    again = run(*steps)
-    assert set(again.values()) == {Outcome("done", "before")} and told("a") == a
-
-
-def test_a_failure_stops_only_what_needs_it():
-    bad = step("bad", code="print('it is broken'); raise SystemExit(3)")
-    steps = [bad, step("after", "bad"), step("later", "after"), step("other")]
-    outcomes = run(*steps)
-    assert outcomes["bad"] == Outcome("failed", "ended with exit status 3: it is broken")
-    assert outcomes["after"] == Outcome("not started", "because of bad")
-    assert outcomes["later"] == Outcome("not started", "because of after")
-    assert outcomes["other"].state == "done" and not Path("after.done").exists()
-    text = reproduce.summary(steps, outcomes, Path("logs"))
-    assert "1 of 4 steps are done" in text and "logs/bad.log" in text
-    assert reproduce.shown(bad) in text and "To continue: " in text
-    assert "it is broken" in Path("logs/bad.log").read_text()
-
-
-def test_a_step_that_is_killed_or_leaves_nothing_has_failed():
-    steps = [
-        step("killed", code="os.kill(os.getpid(), 9)"),
-        Step("nothing", ("-c", ""), Path("nothing.done")),
-        Step("always", ("-c", ""), None),
-    ]
-    outcomes = run(*steps)
-    assert outcomes["killed"] == Outcome("failed", "was killed by signal 9, perhaps out of memory")
-    assert outcomes["nothing"] == Outcome("failed", "ended without nothing.done")
-    assert outcomes["always"].state == "done"
-
-
-@pytest.mark.parametrize(
-    ("code", "text"),
-    [
-        ("open('/dev/full', 'wb', 0).write(b'it')", "ended with exit status 1: OSError"),
-        ("print('PytorchStreamWriter failed writing file data/0'); os.kill(os.getpid(), 6)", "6"),
-    ],
-)
-def test_a_full_disk_is_named(code, text):
-    outcomes = run(step("full", code=code))
-    assert outcomes["full"].detail.startswith("the disk is full; ")
-    assert text in outcomes["full"].detail
-    again = run(step("full", code="raise SystemExit(1)"))  # as the log says of another start
-    assert again["full"].detail.startswith("ended with exit status 1")
-
-
-def test_a_step_that_cannot_be_started_stops_nothing_else():
-    cannot = Step("cannot", ("-c", "\0"), Path("cannot.done"))
-    outcomes = run(cannot, step("a"), step("b", "a"), environments=[{}, {}])
-    assert outcomes["cannot"] == Outcome("failed", "ValueError: embedded null byte")
-    assert outcomes["a"].state == outcomes["b"].state == "done"
-
-
-def test_each_gpu_has_one_step_at_a_time():
-    """Two at once, each waiting for the other to have begun; the third when one of them is over."""
-    meet = "open('{0}.here', 'w')\nwhile not os.path.exists('{1}.here'): time.sleep(0.01)"
-    first = step("first", code="exec({!r})".format(meet.format("first", "second")))
-    second = step("second", code="exec({!r})".format(meet.format("second", "first")))
-    more = [step(name, code="time.sleep(0.1)") for name in ("x", "y", "z")]
-    gpus = [{"CUDA_VISIBLE_DEVICES": gpu} for gpu in ("0", "3")]
-    outcomes = run(first, second, *more, step("last", "x", "y", "z"), environments=gpus)
-    assert {o.state for o in outcomes.values()} == {"done"}
-    spans = [told(name) for name in ("first", "second", "x", "y", "z", "last")]
-    assert {place for _, _, place in spans} == {"0", "3"}
-    for gpu in ("0", "3"):
-        mine = sorted(span for span in spans if span[2] == gpu)
-        assert all(a[1] <= b[0] for a, b in pairwise(mine))
-
-
-RUNNER = """
-import signal
-import sys
-from pathlib import Path
-from reproduce import Runner, Step
-signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a shell's background
-code = "import os, time; open('begun', 'w'); time.sleep({}); os.mkdir('slow.done')"
-slow = Step("slow", ("-S", "-c", code.format(sys.argv[1])), Path("slow.done"))
-Runner([slow], Path("logs"), [{}], {}).run()
-"""
-
-
-def runner(seconds):
-    environment = {**os.environ, "PYTHONPATH": str(SCRIPTS)}
-    command = [sys.executable, "-c", RUNNER, str(seconds)]
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
-    while not Path("begun").exists():
-        assert process.poll() is None
-        time.sleep(0.02)
-    return process
-
-
-def test_what_a_killed_runner_leaves_at_work_is_waited_for():
-    process = runner(2)
-    process.kill()
-    process.wait()
-    assert not Path("slow.done").exists()
-    code = "raise SystemExit('begun twice')"
-    again = Step("slow", ("-S", "-c", code), Path("slow.done"))
-    assert run(again)["slow"] == Outcome("done", "by an earlier start")
-
-
-def test_ctrl_c_ends_all_that_runs():
-    process = runner(60)
-    process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=30)
-    with open("logs/slow.log", "ab") as log:
-        deadline = time.monotonic() + 10
-        while True:
-            try:
-                fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)  # nobody writes it any more
-                break
-            except BlockingIOError:
-                assert time.monotonic() < deadline
-                time.sleep(0.05)
-    assert not Path("slow.done").exists()
 
 
 def options(profile="full", **changes):
@@ -330,7 +186,7 @@ def test_a_pretrained_row_starts_from_its_language_models(profile, row, models):
         for way, model in models.items():
             base = f"imdb-lm-{model}-seed2".format(suffix)
             assert base in found.needs and base in steps
-            assert overrides[reproduce.LM_WEIGHTS[way]] == f"runs/{base}/best.th"
+            assert overrides[LM_WEIGHTS[way]] == f"runs/{base}/best.th"
         sizes = [key for key in overrides if key.endswith(".input_size")]
         assert len(sizes) == (len(models) if changes else 0)
 
@@ -394,7 +250,12 @@ def test_a_dry_run_writes_nothing(monkeypatch, capsys, tmp_path):
 
 @pytest.mark.parametrize(("code", "status"), [("", 0), ("raise SystemExit(1)", 1)])
 def test_the_exit_status_and_the_summary(monkeypatch, capsys, code, status):
-    phases = ([step("bench")], [step("train", code=code)], [step("report")])
+    where = "import os; open('{}', 'w').write(os.environ['CUDA_VISIBLE_DEVICES'])"
+    phases = (
+        [Step("bench", ("-S", "-c", where.format("bench")), Path("bench"))],
+        [Step("train", ("-S", "-c", f"import os; assert os.path.exists('bench'); {code}"), None)],
+        [Step("report", ("-S", "-c", where.format("report")), Path("report"))],
+    )
     monkeypatch.setattr(reproduce, "plan", lambda options: phases)
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     with pytest.raises(SystemExit) as ended:
@@ -403,5 +264,17 @@ def test_the_exit_status_and_the_summary(monkeypatch, capsys, code, status):
     said = capsys.readouterr().out
     assert f"{3 - status} of 3 steps are done" in said
     assert ("scripts/reproduce.py --profile cpu" in said) == bool(status)
-    assert told("bench")[1] <= told("report")[0]
-    assert told("report")[2] == ""  # no GPU: what the table calls a CPU is one
+    # no GPU: what the table calls a CPU is one
+    assert Path("bench").read_text() == Path("report").read_text() == ""
+
+
+def test_the_summary_names_what_failed_and_how_to_go_on():
+    bad, after, other = (Step(name, ("-c", "pass"), None) for name in ("bad", "after", "other"))
+    outcomes = {
+        "bad": Outcome("failed", "because"),
+        "after": Outcome("not started", "because of bad"),
+        "other": Outcome("done"),
+    }
+    text = reproduce.summary([bad, after, other], outcomes, Path("logs"))
+    assert "1 of 3 steps are done" in text and "bad: failed because" in text
+    assert "logs/bad.log" in text and shown(bad) in text and "To continue: " in text
