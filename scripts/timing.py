@@ -10,6 +10,7 @@ import re
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import records
 import torch
@@ -18,6 +19,7 @@ from torch.backends import cudnn
 
 Call = Callable[[], object]
 Function = Callable[..., Tensor]
+Row = dict[str, Any]  # of a record's table
 
 WARM_UP = 1  # turns that are not counted
 CAPTURED = 4  # calls in a graph, at least

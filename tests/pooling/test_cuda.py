@@ -19,7 +19,7 @@ import numpy as np
 import oracle
 import pytest
 import torch
-from benchmark import composed
+from benchmark_layers import composed
 from torch.utils.checkpoint import checkpoint
 
 from qrnn import QRNN, QRNNLayer, convolution

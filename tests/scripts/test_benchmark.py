@@ -5,6 +5,9 @@ import warnings
 from pathlib import Path
 
 import benchmark
+import benchmark_layers
+import benchmark_models
+import benchmark_scans
 import pytest
 import records
 import timing
@@ -15,20 +18,26 @@ from qrnn import QRNN, QRNNLayer
 from qrnn.pooling import reference
 
 SIZES = {
-    "UNITS": 8,
-    "LENGTHS": (3, 4),
-    "PAPER": {1: (1.5, 2.5), 5: (3.5, 4.5)},
-    "PTB": {"batch": 3, "length": 5, "units": 8, "vocabulary": 11},
-    "COLUMNS": ((1, 8), (4, 8)),
-    "STEPS": (3, 70),
-    "PEER_SHAPES": {"cpu": ((2, 8, 4),)},
-    "MEMORY_SHAPES": ((3, 5, 8),),
-    "GROWTH": {"cpu": {"length": 3, "batch": 2, "units": 4}},
-    "INPUTS": (4,),
-    "CONVOLUTION_SHAPES": {"cpu": ((5, 3),)},
-    "TRANSLATION": {"batch": 2, "source": 5, "target": 3},
-    "REVIEWS": {"length": 3, "words": 7},
-    "LOADED": 2,
+    benchmark_scans: {
+        "COLUMNS": ((1, 8), (4, 8)),
+        "STEPS": (3, 70),
+        "PEER_SHAPES": {"cpu": ((2, 8, 4),)},
+    },
+    benchmark_layers: {
+        "UNITS": 8,
+        "LENGTHS": (3, 4),
+        "PAPER": {1: (1.5, 2.5), 5: (3.5, 4.5)},
+        "MEMORY_SHAPES": ((3, 5, 8),),
+        "GROWTH": {"cpu": {"length": 3, "batch": 2, "units": 4}},
+        "INPUTS": (4,),
+        "CONVOLUTION_SHAPES": {"cpu": ((5, 3),)},
+    },
+    benchmark_models: {
+        "PTB": {"batch": 3, "length": 5, "units": 8, "vocabulary": 11},
+        "TRANSLATION": {"batch": 2, "source": 5, "target": 3},
+        "REVIEWS": {"length": 3, "words": 7},
+        "LOADED": 2,
+    },
 }
 
 
@@ -56,16 +65,17 @@ class Accelerated(timing.Cpu):
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
-    for name, value in SIZES.items():
-        monkeypatch.setattr(benchmark, name, value)
+    for module, sizes in SIZES.items():
+        for name, value in sizes.items():
+            monkeypatch.setattr(module, name, value)
     monkeypatch.setattr(timing.Cpu, "copied", 4096)
     peers = {"itself": itself, "absent": absent, "wrong": lambda: itself(1.001)}
-    monkeypatch.setattr(benchmark.neighbours, "PEERS", peers)
+    monkeypatch.setattr(benchmark_scans.neighbours, "PEERS", peers)
 
 
 def itself(factor=1.0):
-    scan = benchmark.linear_recurrence
-    peer = benchmark.neighbours.Peer
+    scan = benchmark_scans.linear_recurrence
+    peer = benchmark_scans.neighbours.Peer
     return peer((0, 1, 2), lambda f, x: (f, factor * x), scan, most_steps=64)
 
 
@@ -122,7 +132,7 @@ def test_every_suite_runs_with_graphs_rotation_and_two_dtypes(suite):
 
 
 def test_a_peer_that_is_absent_wrong_or_too_slow_has_a_reason_and_no_ratio(monkeypatch):
-    monkeypatch.setitem(SIZES["PEER_SHAPES"], "cpu", ((2, 8, 4), (1, 65, 4)))
+    monkeypatch.setitem(benchmark_scans.PEER_SHAPES, "cpu", ((2, 8, 4), (1, 65, 4)))
     table = list(benchmark.peers(timing.Cpu(), 0.0))
     rows = {(row["peer"], row["length"], row["mode"]): row for row in table}
     assert rows["itself", 8, "forward+backward"]["ratio"] > 0
@@ -136,9 +146,11 @@ def test_a_peer_that_is_absent_wrong_or_too_slow_has_a_reason_and_no_ratio(monke
 def test_a_peer_that_does_not_end_compiling_is_not_touched(monkeypatch):
     gpu = Accelerated()
     gpu.kind = "cuda"
-    monkeypatch.setitem(SIZES["PEER_SHAPES"], "cuda", ())
-    monkeypatch.setattr(benchmark.neighbours, "compile_side_by_side", lambda shapes: {"itself"})
-    monkeypatch.setitem(benchmark.neighbours.PEERS, "itself", None)
+    monkeypatch.setitem(benchmark_scans.PEER_SHAPES, "cuda", ())
+    monkeypatch.setattr(
+        benchmark_scans.neighbours, "compile_side_by_side", lambda shapes: {"itself"}
+    )
+    monkeypatch.setitem(benchmark_scans.neighbours.PEERS, "itself", None)
     reasons = {row["peer"]: row["reason"] for row in benchmark.peers(gpu, 0.0)}
     assert reasons["itself"] == "not compiled within 300 s"
     assert reasons["absent"] == "No module named 'absent'"
@@ -171,7 +183,7 @@ def test_a_suite_that_fails_is_named_and_does_not_stop_the_others(
             output, state = super().forward(*arguments)
             return output * 1.001, state
 
-    monkeypatch.setattr(benchmark, "QRNNLayer", Wrong)
+    monkeypatch.setattr(benchmark_layers, "QRNNLayer", Wrong)
     with pytest.raises(SystemExit) as stopped:
         main("figure4", "scan", "memory", "growth", "--device", "cpu")
     assert stopped.value.code == "failed: figure4, memory, growth"  # printed, exit status 1
@@ -196,16 +208,21 @@ def test_rows_of_a_suite_that_does_not_end_are_kept_and_are_no_record(main, tmp_
 @pytest.mark.parametrize(
     ("suite", "target", "wrong"),
     [
-        ("peers", "linear_recurrence", lambda f, x: f * x),
-        ("convolution", "WAYS", {"no window": lambda x, weight, bias: x @ weight[:, :4].T}),
-        ("scan", "SCANS", {"pool": (4, lambda gates: gates[..., :8], benchmark.pool64)}),
-        ("memory", "composed", lambda layer: lambda x: layer(x.flip(0))[0]),
-        ("ptb-step", "layers64", lambda x, *weights: x + 0 * sum(w.sum() for w in weights)),
+        ("peers", "scans.linear_recurrence", lambda f, x: f * x),
+        ("convolution", "layers.WAYS", {"no window": lambda x, weight, bias: x @ weight[:, :4].T}),
+        (
+            "scan",
+            "scans.SCANS",
+            {"pool": (4, lambda gates: gates[..., :8], benchmark_scans.pool64)},
+        ),
+        ("memory", "layers.composed", lambda layer: lambda x: layer(x.flip(0))[0]),
+        ("ptb-step", "models.layers64", lambda x, *weights: x + 0 * sum(w.sum() for w in weights)),
     ],
 )
 def test_nothing_is_timed_that_disagrees(suite, target, wrong, monkeypatch):
-    monkeypatch.setattr(benchmark, target, wrong)
-    monkeypatch.setattr(benchmark, "race", None)
+    monkeypatch.setattr(f"benchmark_{target}", wrong)
+    for module in SIZES:
+        monkeypatch.setattr(module, "race", None)
     with pytest.raises(timing.WrongResult, match="is off by"):
         list(benchmark.SUITES[suite](Accelerated(), 0.0))
 
@@ -236,18 +253,18 @@ def test_the_oracles_are_the_recurrence_and_the_layer():
     for f_t, x_t in zip(f, x, strict=True):
         h = f_t * h + x_t
         expected.append(h)
-    torch.testing.assert_close(benchmark.scan64(f, x), torch.stack(expected))
+    torch.testing.assert_close(benchmark_scans.scan64(f, x), torch.stack(expected))
 
     weight, bias = torch.randn(9, 8, dtype=torch.float64), torch.randn(9, dtype=torch.float64)
     before = torch.cat([torch.zeros_like(x[:1]), x[:-1]])
     gates = before @ weight[:, :4].T + x @ weight[:, 4:].T + bias
     expected, *_ = reference.pool(gates, None, None, None, "fo", "forward", 0.0, False)
-    torch.testing.assert_close(benchmark.layers64(x, weight, bias), expected)
+    torch.testing.assert_close(benchmark_layers.layers64(x, weight, bias), expected)
 
 
 def test_the_parts_of_a_step_are_a_whole_step():
     rnn = QRNN(8, 8, num_layers=2, dropout=0.5)
-    model = benchmark.LanguageModel(timing.Cpu(), rnn)
+    model = benchmark_models.LanguageModel(timing.Cpu(), rnn)
     start = [value.detach().clone() for value in model.parameters]
     torch.manual_seed(3)
     for phase in (model.forward, model.loss, model.backward, model.optimise):
@@ -271,7 +288,7 @@ def test_a_layer_keeps_no_more_for_its_backward_than_torchqrnns(inputs, units):
     layer, x = QRNNLayer(inputs, units), torch.randn(20, 3, inputs)
     weights = {value.untyped_storage().data_ptr() for value in (x, *layer.parameters())}
     kept = []
-    for forward in (benchmark.output_of(layer), benchmark.composed(layer)):
+    for forward in (benchmark_layers.output_of(layer), benchmark_layers.composed(layer)):
         storages = {}
 
         def keep(value, storages=storages):
