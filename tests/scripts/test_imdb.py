@@ -1,14 +1,10 @@
 import gzip
 import hashlib
 import http.server
-import io
 import json
 import lzma
 import os
 import random
-import signal
-import subprocess
-import sys
 import tarfile
 import threading
 from collections import Counter
@@ -18,6 +14,7 @@ from pathlib import Path
 import imdb
 import pytest
 import sample
+from corpora import archive_of, files_of, mirror_of
 from fetch import FetchError, download
 from imdb import FOLDERS, OFFICIAL_COUNTS, OFFICIAL_FINGERPRINT, URL, Review, prepare, split
 
@@ -28,33 +25,12 @@ MIRROR = Path(os.environ.get("QRNN_MIRROR", ROOT.parent / "shared/data/mirror"))
 @pytest.fixture
 def mirror(tmp_path) -> Path:
     """A folder with a small archive: 60 reviews to train on, 20 to test on."""
-    return mirror_of(tmp_path / "mirror", sample.archive({"train": 60, "test": 20}))
+    return mirror_of(imdb, tmp_path / "mirror", sample.archive({"train": 60, "test": 20}))
 
 
 @pytest.fixture(autouse=True)
 def in_tmp_path(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-
-
-def mirror_of(folder: Path, archive: bytes) -> Path:
-    folder.mkdir()
-    (folder / "aclImdb_v1.tar.gz").write_bytes(archive)
-    return folder
-
-
-def archive_of(files: dict[str, bytes]) -> bytes:
-    packed = io.BytesIO()
-    with tarfile.open(fileobj=packed, mode="w:gz") as tar:
-        for name, content in files.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            tar.addfile(member, io.BytesIO(content))
-    return packed.getvalue()
-
-
-def files_of(archive: bytes) -> dict[str, bytes]:
-    with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
-        return {member.name: tar.extractfile(member).read() for member in tar}
 
 
 def run(mirror: Path | None, out: str = "out") -> dict[str, bytes]:
@@ -119,7 +95,7 @@ def test_one_changed_letter_is_another_fingerprint(mirror, tmp_path):
     before = json.loads(run(mirror)["meta.json"])["fingerprint"]
     name = next(iter(files))
     files[name] = files[name].replace(b"e", b"a", 1)
-    after = json.loads(run(mirror_of(tmp_path / "changed", archive_of(files)))["meta.json"])
+    after = json.loads(run(mirror_of(imdb, tmp_path / "changed", archive_of(files)))["meta.json"])
     assert after["fingerprint"] != before
 
 
@@ -135,100 +111,15 @@ def test_what_else_is_in_the_official_archive_is_passed_over(mirror, tmp_path):
         "aclImdb/train/pos/README.txt",
     ]
     fuller = archive_of(files | dict.fromkeys(extras, b"\xff"))
-    assert run(mirror, "a") == run(mirror_of(tmp_path / "fuller", fuller), "b")
+    assert run(mirror, "a") == run(mirror_of(imdb, tmp_path / "fuller", fuller), "b")
 
 
 def test_the_order_in_the_archive_does_not_matter(mirror, tmp_path):
     files = list(files_of((mirror / "aclImdb_v1.tar.gz").read_bytes()).items())
     random.Random(1).shuffle(files)
-    assert run(mirror, "a") == run(mirror_of(tmp_path / "other", archive_of(dict(files))), "b")
-
-
-def test_a_second_run_does_nothing(mirror, capsys, monkeypatch):
-    before = run(mirror)
-    monkeypatch.setattr(imdb, "write", None)
-    capsys.readouterr()
-    assert run(mirror) == before
-    printed = capsys.readouterr()
-    assert "already prepared" in printed.out and "WARNING" in printed.err
-
-
-def test_official_data_needs_no_network_and_no_second_run(mirror, tmp_path, monkeypatch, capsys):
-    found = json.loads(run(mirror)["meta.json"])["fingerprint"]
-    monkeypatch.setattr(imdb, "OFFICIAL_FINGERPRINT", found)
-    before = run(mirror, "official")
-    with monkeypatch.context() as patch:
-        patch.setattr(imdb, "download", None)
-        assert run(None, "official") == before
-    assert "already prepared" in capsys.readouterr().out
-    other = mirror_of(tmp_path / "other", sample.archive({"train": 40, "test": 10}))
-    assert json.loads(run(other, "official")["meta.json"])["official"] is False
-
-
-@pytest.mark.parametrize("change", ["edited", "removed", "recipe", "meta"])
-def test_what_was_spoilt_is_written_again(mirror, change):
-    before = run(mirror)
-    if change == "edited":
-        Path("out/train.jsonl").write_bytes(before["train.jsonl"][:-9])
-    elif change == "removed":
-        Path("out/dev.jsonl").unlink()
-    elif change == "recipe":
-        old = json.loads(before["meta.json"]) | {"tokenizer": "spacy 0.1"}
-        Path("out/meta.json").write_text(json.dumps(old))
-    else:
-        Path("out/meta.json").write_bytes(b"{")
-    assert run(mirror) == before
-
-
-def test_another_corpus_replaces_the_old_one(mirror, tmp_path):
-    other = mirror_of(tmp_path / "other", sample.archive({"train": 40, "test": 10}))
-    clean = run(other, "clean")
-    run(mirror)
-    assert run(other) == clean
-
-
-KILLED = """
-import os, signal, sys
-sys.path.insert(0, {scripts!r})
-from pathlib import Path
-import imdb
-
-moment, replace = int(sys.argv[1]), os.replace
-
-def replace_or_die(*names):
-    global moment
-    moment -= 1
-    if moment < 0:
-        os.kill(os.getpid(), signal.SIGKILL)
-    replace(*names)
-
-os.replace = replace_or_die
-imdb.read_reviews = lambda folder, files: [
-    imdb.Review(f"{{folder}}/{{file.stem}}", file.read_text(), folder[-3:]) for file in files
-]
-imdb.prepare({mirror!r}, Path("out"), Path("cache"))
-"""
-
-
-def test_killed_at_any_moment(mirror, tmp_path):
-    """Every file and folder gets its name by os.replace: kill -9 right before each one."""
-    other = mirror_of(tmp_path / "other", sample.archive({"train": 40, "test": 10}))
-    clean = run(mirror, "clean")
-    code = KILLED.format(scripts=str(ROOT / "scripts"), mirror=str(mirror))
-    moment = 0
-    while True:
-        before = run(other)  # something finished, which must not vouch for the new files
-        status = subprocess.run(
-            [sys.executable, "-c", code, str(moment)], stderr=subprocess.DEVNULL
-        ).returncode
-        if status == 0:
-            break
-        assert status == -signal.SIGKILL
-        if Path("out/meta.json").exists():
-            assert before.items() <= {p.name: p.read_bytes() for p in Path("out").iterdir()}.items()
-        assert run(mirror) == clean
-        moment += 1
-    assert moment == 8  # the archive and its records 3, the folder 1, the data 4
+    assert run(mirror, "a") == run(
+        mirror_of(imdb, tmp_path / "other", archive_of(dict(files))), "b"
+    )
 
 
 UNLABELLED = {f"aclImdb/train/unsup/{n}_0.txt": b"Unlabelled %d,<br />x" % n for n in range(5)}
@@ -237,7 +128,7 @@ UNLABELLED = {f"aclImdb/train/unsup/{n}_0.txt": b"Unlabelled %d,<br />x" % n for
 def test_unlabelled_reviews_in_the_archive_are_written_too(mirror, tmp_path):
     without = run(mirror)
     files = files_of((mirror / "aclImdb_v1.tar.gz").read_bytes())
-    written = run(mirror_of(tmp_path / "fuller", archive_of(files | UNLABELLED)))
+    written = run(mirror_of(imdb, tmp_path / "fuller", archive_of(files | UNLABELLED)))
     assert sorted(rows(written, "unsup"), key=lambda row: row["id"]) == [
         {"id": f"train/unsup/{n}_0", "text": f"Unlabelled {n} , x"} for n in range(5)
     ]
@@ -256,7 +147,7 @@ def test_unlabelled_reviews_in_the_archive_are_written_too(mirror, tmp_path):
 @pytest.mark.parametrize("by_url", [False, True])
 def test_unlabelled_reviews_beside_the_archive_are_taken(mirror, tmp_path, by_url, monkeypatch):
     files = files_of((mirror / "aclImdb_v1.tar.gz").read_bytes())
-    whole = run(mirror_of(tmp_path / "fuller", archive_of(files | UNLABELLED)), "whole")
+    whole = run(mirror_of(imdb, tmp_path / "fuller", archive_of(files | UNLABELLED)), "whole")
     without = run(mirror)
     packed = lzma.compress(gzip.decompress(archive_of(UNLABELLED)))
     if by_url:
@@ -303,18 +194,6 @@ class QuietHandler(http.server.SimpleHTTPRequestHandler):
         pass
 
 
-def test_the_command(mirror, tmp_path, monkeypatch):
-    command = ["scripts/imdb.py", "--out", "out", "--cache", "cache", "--mirror"]
-    done = subprocess.run(
-        [sys.executable, ROOT / command[0], *command[1:], "nowhere"], capture_output=True, text=True
-    )
-    assert done.returncode == 1
-    assert done.stderr.startswith(f"error: there is no file {tmp_path}/nowhere/aclImdb_v1.tar.gz")
-    monkeypatch.setattr(sys, "argv", [*command, str(mirror)])
-    imdb.main()
-    assert run(mirror, "here") == {path.name: path.read_bytes() for path in Path("out").iterdir()}
-
-
 @pytest.mark.parametrize(
     ("name", "content", "error"),
     [
@@ -331,7 +210,7 @@ def test_an_unusable_archive_is_an_error(tmp_path, name, content, error):
     files = {file: content if name in file else text for file, text in files.items()}
     archive = archive_of({file: text for file, text in files.items() if text is not None})
     with pytest.raises(FetchError, match=error):
-        run(mirror_of(tmp_path / "mirror", archive))
+        run(mirror_of(imdb, tmp_path / "mirror", archive))
     assert not Path("out").exists()
     assert not any("unpacked" in name for name in os.listdir("cache"))
 

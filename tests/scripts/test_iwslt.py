@@ -1,14 +1,10 @@
 import hashlib
 import html
-import io
 import json
 import os
 import random
 import re
-import signal
-import subprocess
 import sys
-import tarfile
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +12,7 @@ from types import SimpleNamespace
 import iwslt
 import pytest
 import sample_translation
+from corpora import archive_of, files_of, mirror_of
 from fetch import FetchError
 from iwslt import OFFICIAL_FINGERPRINTS, URL, prepare
 
@@ -29,33 +26,12 @@ WRITTEN = {f"{part}.{l}" for part in ("train", "dev", "test") for l in ("de", "e
 
 @pytest.fixture
 def mirror(tmp_path) -> Path:
-    return mirror_of(tmp_path / "mirror", sample_translation.archive(SMALL))
+    return mirror_of(iwslt, tmp_path / "mirror", sample_translation.archive(SMALL))
 
 
 @pytest.fixture(autouse=True)
 def in_tmp_path(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-
-
-def mirror_of(folder: Path, archive: bytes) -> Path:
-    folder.mkdir()
-    (folder / "de-en.tgz").write_bytes(archive)
-    return folder
-
-
-def archive_of(files: dict[str, bytes]) -> bytes:
-    packed = io.BytesIO()
-    with tarfile.open(fileobj=packed, mode="w:gz") as tar:
-        for name, content in files.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            tar.addfile(member, io.BytesIO(content))
-    return packed.getvalue()
-
-
-def files_of(archive: bytes) -> dict[str, bytes]:
-    with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
-        return {member.name: tar.extractfile(member).read() for member in tar if member.isfile()}
 
 
 def corpus(train: list[tuple[str, str]], dev: tuple[str, str] | None = None) -> dict[str, bytes]:
@@ -82,7 +58,7 @@ def run(mirror: Path | None, out: str = "out", lower: bool = False) -> dict[str,
 
 def run_on(files: dict[str, bytes], lower: bool = False) -> dict[str, bytes]:
     folder = Path(f"mirror {len(os.listdir())}").resolve()
-    return run(mirror_of(folder, archive_of(files)), f"out {folder.name}", lower)
+    return run(mirror_of(iwslt, folder, archive_of(files)), f"out {folder.name}", lower)
 
 
 def pairs(written: dict[str, bytes], part: str) -> list[tuple[str, str]]:
@@ -240,7 +216,8 @@ def test_the_vocabulary_is_the_most_frequent_of_both_sides():
 
 
 def test_lower(mirror):
-    cased, lower = run(mirror, "a"), run(mirror, "b", lower=True)
+    cased, lower = run(mirror), run(mirror, lower=True)
+    assert run(mirror) == cased  # another case is another recipe
     for name in WRITTEN:
         assert lower[name].decode() == cased[name].decode().lower() != cased[name].decode()
     assert not any(c.isupper() for c in lower["vocab.txt"].decode())
@@ -250,6 +227,14 @@ def test_lower(mirror):
     # Lower-casing may lengthen: the limit is on what is written.
     written = run_on(corpus([("İ" * 300, "A"), PAIR]), lower=True)
     assert json.loads(written["meta.json"])["counts"]["train"]["dropped"]["long"] == 1
+
+
+def test_lower_of_the_command(mirror, monkeypatch):
+    command = ["iwslt.py", "--lower", "--cache", "cache", "--mirror", str(mirror)]
+    monkeypatch.setattr(sys, "argv", command)
+    iwslt.main()
+    written = {path.name: path.read_bytes() for path in Path("data/iwslt").iterdir()}
+    assert written == run(mirror, lower=True)
 
 
 @pytest.mark.parametrize("side", ["de", "en"])
@@ -301,7 +286,7 @@ def test_what_differs_is_not_official(official, tmp_path, capsys, file, note):
     else:
         content = files[f"de-en/{file}"].decode()
         files[f"de-en/{file}"] = re.sub(r"\d+ (dogs|Hunde)", "", content, count=1).encode()
-    meta = json.loads(run(mirror_of(tmp_path / "other", archive_of(files)))["meta.json"])
+    meta = json.loads(run(mirror_of(iwslt, tmp_path / "other", archive_of(files)))["meta.json"])
     assert meta["official"] is False and meta["note"] == f"NOT OFFICIAL: {note}"
     assert meta["fingerprint"] != before
     warning = capsys.readouterr().err
@@ -313,105 +298,9 @@ def test_what_else_is_in_the_archive_and_its_order_do_not_matter(mirror, tmp_pat
     extras = ["README", "train.en", "IWSLT16.TED.tst2012.de-en.de.xml", "._train.tags.de-en.de"]
     files += [(f"de-en/{name}", b"\xff") for name in extras]
     random.Random(1).shuffle(files)
-    assert run(mirror, "a") == run(mirror_of(tmp_path / "other", archive_of(dict(files))), "b")
-
-
-def test_a_second_run_does_nothing(mirror, capsys, monkeypatch):
-    before = run(mirror)
-    with monkeypatch.context() as patch:
-        patch.setattr(iwslt, "write", None)
-        capsys.readouterr()
-        assert run(mirror) == before
-    printed = capsys.readouterr()
-    assert "already prepared" in printed.out and "WARNING" in printed.err
-    assert run(mirror, lower=True) != before  # another case is another recipe
-    assert run(mirror) == before
-
-
-def test_official_data_needs_no_network_and_no_second_run(official, tmp_path, monkeypatch, capsys):
-    before = run(official)
-    with monkeypatch.context() as patch:
-        patch.setattr(iwslt, "download", None)
-        assert run(None) == before
-    assert "already prepared" in capsys.readouterr().out
-    other = mirror_of(tmp_path / "other", archive_of(corpus([PAIR])))
-    assert json.loads(run(other)["meta.json"])["official"] is False
-
-
-@pytest.mark.parametrize("change", ["edited", "removed", "recipe", "meta"])
-def test_what_was_spoilt_is_written_again(mirror, change):
-    before = run(mirror)
-    if change == "edited":
-        Path("out/train.de").write_bytes(before["train.de"][:-9])
-    elif change == "removed":
-        Path("out/vocab.txt").unlink()
-    elif change == "recipe":
-        old = json.loads(before["meta.json"]) | {"recipe": 0}
-        Path("out/meta.json").write_text(json.dumps(old))
-    else:
-        Path("out/meta.json").write_bytes(b"{")
-    assert run(mirror) == before
-
-
-def test_another_corpus_replaces_the_old_one(mirror, tmp_path):
-    other = mirror_of(tmp_path / "other", archive_of(corpus([PAIR])))
-    clean = run(other, "clean")
-    run(mirror)
-    assert run(other) == clean
-
-
-KILLED = """
-import os, signal, sys
-sys.path.insert(0, {scripts!r})
-from pathlib import Path
-import iwslt
-
-moment, replace = int(sys.argv[1]), os.replace
-
-def replace_or_die(*names):
-    global moment
-    moment -= 1
-    if moment < 0:
-        os.kill(os.getpid(), signal.SIGKILL)
-    replace(*names)
-
-os.replace = replace_or_die
-iwslt.prepare({mirror!r}, Path("out"), Path("cache"))
-"""
-
-
-def test_killed_at_any_moment(mirror, tmp_path):
-    """Every file and folder gets its name by os.replace: kill -9 right before each one."""
-    other = mirror_of(tmp_path / "other", archive_of(corpus([PAIR])))
-    clean = run(mirror, "clean")
-    code = KILLED.format(scripts=str(ROOT / "scripts"), mirror=str(mirror))
-    moment = 0
-    while True:
-        before = run(other)  # something finished, which must not vouch for the new files
-        status = subprocess.run(
-            [sys.executable, "-c", code, str(moment)], stderr=subprocess.DEVNULL
-        ).returncode
-        if status == 0:
-            break
-        assert status == -signal.SIGKILL
-        if Path("out/meta.json").exists():
-            assert before.items() <= {p.name: p.read_bytes() for p in Path("out").iterdir()}.items()
-        assert run(mirror) == clean
-        moment += 1
-    assert moment == 12  # the archive and its records 3, the folder 1, the data 8
-
-
-def test_the_command(mirror, tmp_path, monkeypatch):
-    command = ["scripts/iwslt.py", "--out", "out", "--cache", "cache", "--lower", "--mirror"]
-    done = subprocess.run(
-        [sys.executable, ROOT / command[0], *command[1:], "nowhere"], capture_output=True, text=True
+    assert run(mirror, "a") == run(
+        mirror_of(iwslt, tmp_path / "other", archive_of(dict(files))), "b"
     )
-    assert done.returncode == 1
-    assert done.stderr.startswith(f"error: there is no file {tmp_path}/nowhere/de-en.tgz")
-    monkeypatch.setattr(sys, "argv", [*command, str(mirror)])
-    iwslt.main()
-    written = {path.name: path.read_bytes() for path in Path("out").iterdir()}
-    assert run(mirror, "here", lower=True) == written
 
 
 def test_the_error_says_where_the_official_archive_went(monkeypatch):
@@ -446,14 +335,6 @@ def test_an_unusable_archive_is_an_error(name, content, error):
         run_on({file: text for file, text in files.items() if text is not None})
     assert not any(name.startswith("out") for name in os.listdir())
     assert not any("unpacked" in name for name in os.listdir("cache"))
-
-
-def test_a_damaged_archive_is_an_error(mirror):
-    archive = mirror / "de-en.tgz"
-    archive.write_bytes(archive.read_bytes()[:-100])
-    with pytest.raises(FetchError, match="damaged or incomplete"):
-        run(mirror)
-    assert not Path("out").exists()
 
 
 def test_joeynmt_reads_what_was_written(mirror):

@@ -1,16 +1,12 @@
 import hashlib
-import io
 import json
 import os
 import random
-import signal
-import subprocess
-import sys
-import tarfile
 from pathlib import Path
 
 import ptb
 import pytest
+from corpora import archive_of, mirror_of
 from fetch import FetchError
 from ptb import OFFICIAL_FINGERPRINT, OFFICIAL_TOKENS, PARTS, URL, prepare
 
@@ -23,7 +19,6 @@ SMALL = {
     f"{FOLDER}/ptb.valid.txt": b" the dogs \n",
     f"{FOLDER}/ptb.test.txt": b" N <unk>\n sat",
 }
-OTHER = {name: text.replace(b"sat", b"ran") for name, text in SMALL.items()}
 
 
 @pytest.fixture(autouse=True)
@@ -33,23 +28,7 @@ def in_tmp_path(tmp_path, monkeypatch):
 
 @pytest.fixture
 def mirror(tmp_path) -> Path:
-    return mirror_of(tmp_path / "mirror", archive_of(SMALL))
-
-
-def mirror_of(folder: Path, archive: bytes) -> Path:
-    folder.mkdir()
-    (folder / ARCHIVE).write_bytes(archive)
-    return folder
-
-
-def archive_of(files: dict[str, bytes]) -> bytes:
-    packed = io.BytesIO()
-    with tarfile.open(fileobj=packed, mode="w:gz") as tar:
-        for name, content in files.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            tar.addfile(member, io.BytesIO(content))
-    return packed.getvalue()
+    return mirror_of(ptb, tmp_path / "mirror", archive_of(SMALL))
 
 
 def run(mirror: Path | None, out: str = "out") -> dict[str, bytes]:
@@ -90,102 +69,18 @@ def test_other_content_is_not_official(mirror, capsys, monkeypatch):
     assert meta["official"] is False and "other content" in meta["note"]
 
 
-def test_official_data_needs_no_network_and_no_second_run(mirror, tmp_path, monkeypatch, capsys):
+def test_official_content_is_official(mirror, monkeypatch, capsys):
     monkeypatch.setattr(ptb, "OFFICIAL_FINGERPRINT", fingerprint_of(SMALL))
-    before = run(mirror)
-    meta = json.loads(before["meta.json"])
+    meta = json.loads(run(mirror)["meta.json"])
     assert meta["official"] is True and "NOT" not in meta["note"]
     assert "WARNING" not in capsys.readouterr().err
-    with monkeypatch.context() as patch:
-        patch.setattr(ptb, "download", None)
-        assert run(None) == before
-    assert "already prepared" in capsys.readouterr().out
-    other = mirror_of(tmp_path / "other", archive_of(OTHER))
-    assert json.loads(run(other)["meta.json"])["official"] is False
 
 
 def test_what_else_is_in_the_archive_and_its_order_do_not_matter(mirror, tmp_path):
     files = [*SMALL.items(), (f"{FOLDER}/README", b"\xff"), ("simple-examples/1-train/x", b"\xff")]
     random.Random(1).shuffle(files)
     dotted = {f"./{name}": text for name, text in files}  # the official archive's names
-    assert run(mirror, "a") == run(mirror_of(tmp_path / "other", archive_of(dotted)), "b")
-
-
-def test_a_second_run_does_nothing(mirror, capsys, monkeypatch):
-    before = run(mirror)
-    monkeypatch.setattr(ptb, "write", None)
-    capsys.readouterr()
-    assert run(mirror) == before
-    printed = capsys.readouterr()
-    assert "already prepared" in printed.out and "WARNING" in printed.err
-
-
-@pytest.mark.parametrize("change", ["edited", "removed", "recipe", "meta"])
-def test_what_was_spoilt_is_written_again(mirror, change):
-    before = run(mirror)
-    if change == "edited":
-        Path("out/train.txt").write_bytes(before["train.txt"][:-9])
-    elif change == "removed":
-        Path("out/test.txt").unlink()
-    elif change == "recipe":
-        old = json.loads(before["meta.json"]) | {"recipe": 0}
-        Path("out/meta.json").write_text(json.dumps(old))
-    else:
-        Path("out/meta.json").write_bytes(b"{")
-    assert run(mirror) == before
-
-
-KILLED = """
-import os, signal, sys
-sys.path.insert(0, {scripts!r})
-from pathlib import Path
-import ptb
-
-moment, replace = int(sys.argv[1]), os.replace
-
-def replace_or_die(*names):
-    global moment
-    moment -= 1
-    if moment < 0:
-        os.kill(os.getpid(), signal.SIGKILL)
-    replace(*names)
-
-os.replace = replace_or_die
-ptb.prepare({mirror!r}, Path("out"), Path("cache"))
-"""
-
-
-def test_killed_at_any_moment(mirror, tmp_path):
-    """Every file and folder gets its name by os.replace: kill -9 right before each one."""
-    other = mirror_of(tmp_path / "other", archive_of(OTHER))
-    clean = run(mirror, "clean")
-    code = KILLED.format(scripts=str(ROOT / "scripts"), mirror=str(mirror))
-    moment = 0
-    while True:
-        before = run(other)  # something finished, which must not vouch for the new files
-        status = subprocess.run(
-            [sys.executable, "-c", code, str(moment)], stderr=subprocess.DEVNULL
-        ).returncode
-        if status == 0:
-            break
-        assert status == -signal.SIGKILL
-        if Path("out/meta.json").exists():
-            assert before.items() <= {p.name: p.read_bytes() for p in Path("out").iterdir()}.items()
-        assert run(mirror) == clean
-        moment += 1
-    assert moment == 8  # the archive and its records 3, the folder 1, the data 4
-
-
-def test_the_command(mirror, tmp_path, monkeypatch):
-    command = ["scripts/ptb.py", "--out", "out", "--cache", "cache", "--mirror"]
-    done = subprocess.run(
-        [sys.executable, ROOT / command[0], *command[1:], "nowhere"], capture_output=True, text=True
-    )
-    assert done.returncode == 1
-    assert done.stderr.startswith(f"error: there is no file {tmp_path}/nowhere/{ARCHIVE}")
-    monkeypatch.setattr(sys, "argv", [*command, str(mirror)])
-    ptb.main()
-    assert run(mirror, "here") == {path.name: path.read_bytes() for path in Path("out").iterdir()}
+    assert run(mirror, "a") == run(mirror_of(ptb, tmp_path / "other", archive_of(dotted)), "b")
 
 
 @pytest.mark.parametrize(
@@ -200,7 +95,7 @@ def test_an_unusable_archive_is_an_error(tmp_path, part, content, error):
     files = SMALL | {f"{FOLDER}/ptb.{part}.txt": content}
     archive = archive_of({name: text for name, text in files.items() if text is not None})
     with pytest.raises(FetchError, match=error):
-        run(mirror_of(tmp_path / "mirror", archive))
+        run(mirror_of(ptb, tmp_path / "mirror", archive))
     assert not Path("out").exists()
     assert not any("unpacked" in name for name in os.listdir("cache"))
 
