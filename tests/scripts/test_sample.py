@@ -1,19 +1,17 @@
 import hashlib
-import io
 import os
 import subprocess
 import sys
-import tarfile
 from pathlib import Path
 
 import sample
+from corpora import files_of
 
 SCRIPT = Path(sample.__file__)
 
 
 def contents(archive: bytes) -> dict[str, str]:
-    with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
-        return {member.name: tar.extractfile(member).read().decode() for member in tar}
+    return {name: text.decode() for name, text in files_of(archive).items()}
 
 
 def test_the_bytes_never_change(tmp_path):

@@ -1,23 +1,22 @@
-import io
 import math
 import os
 import subprocess
 import sys
-import tarfile
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 
 import ptb
 import sample_text
+from corpora import files_of
 
 SCRIPT = Path(sample_text.__file__)
 
 
 def texts() -> dict[str, str]:
-    with tarfile.open(fileobj=io.BytesIO(sample_text.archive())) as tar:
-        files = {member.name: tar.extractfile(member).read().decode() for member in tar}
-    return {part: files[f"simple-examples/data/ptb.{part}.txt"] for part in sample_text.WORDS}
+    files = files_of(sample_text.archive())
+    names = {part: f"simple-examples/data/ptb.{part}.txt" for part in sample_text.WORDS}
+    return {part: files[name].decode() for part, name in names.items()}
 
 
 def test_the_bytes_never_change(tmp_path):

@@ -1,22 +1,20 @@
 import hashlib
-import io
 import os
 import re
 import subprocess
 import sys
-import tarfile
 from pathlib import Path
 from xml.etree import ElementTree
 
 import sample_translation
+from corpora import files_of
 from iwslt import prepare
 
 SCRIPT = Path(sample_translation.__file__)
 
 
 def contents(archive: bytes) -> dict[str, str]:
-    with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
-        return {member.name: tar.extractfile(member).read().decode() for member in tar}
+    return {name: text.decode() for name, text in files_of(archive).items()}
 
 
 def prepared(tmp_path: Path) -> dict[str, list[tuple[str, str]]]:
