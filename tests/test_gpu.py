@@ -419,6 +419,19 @@ class TestStreams:
             graph.replay()
             torch.testing.assert_close(captured, expected)
 
+    def test_torch_makes_graphs_of_a_module(self) -> None:
+        rnn = QRNN(16, 32, 2, device=DEVICE)
+        first, x = (random(50, 4, 16).requires_grad_() for _ in range(2))
+
+        def step() -> tuple[Tensor, ...]:
+            output, (_, c_n) = rnn(x)
+            loss = output.square().sum() + c_n.sum()
+            return output, *torch.autograd.grad(loss, (x, *rnn.parameters()))
+
+        expected = step()
+        torch.cuda.make_graphed_callables(rnn, (first,))  # changes it in place
+        torch.testing.assert_close(step(), expected)
+
 
 def test_compile_with_gradients() -> None:
     rnn = QRNN(16, 32, 2, bidirectional=True, device=DEVICE)
