@@ -35,8 +35,8 @@ import torch
 import vectors
 from fetch import is_url
 from files import read_json
-from rows import CPU, FULL, Row
-from runner import Outcome, Runner, Step, duration, shown
+from reproduce_rows import CPU, FULL, Row
+from reproduce_runner import Outcome, Runner, Step, duration, shown
 
 PARTS = ("bench", "imdb", "ptb", "iwslt")
 PROFILES = ("quick", "cpu", "full")

@@ -11,8 +11,8 @@ import quick
 import records
 import reproduce
 from reproduce import Options
-from rows import LM_WEIGHTS
-from runner import Outcome, Step, shown
+from reproduce_rows import LM_WEIGHTS
+from reproduce_runner import Outcome, Step, shown
 
 SCRIPTS = Path(reproduce.__file__).parent
 

@@ -196,16 +196,16 @@ import sys
 from pathlib import Path
 sys.path.insert(0, "scripts")
 import reproduce
-import runner
+import reproduce_runner
 only = ("ptb", "iwslt")
 options = reproduce.Options(
     only, "cpu", 1, "mirror", None, False, Path("runs"), Path("results"), "CPU"
 )
 steps = reproduce.data_steps(options)
 code = "open('after.done', 'w')"
-steps.append(runner.Step("after", ("-c", code), Path("after.done"), ("data-iwslt",)))
+steps.append(reproduce_runner.Step("after", ("-c", code), Path("after.done"), ("data-iwslt",)))
 outcomes = {}
-runner.Runner(steps, Path("runs"), [{}], outcomes).run()
+reproduce_runner.Runner(steps, Path("runs"), [{}], outcomes).run()
 print(reproduce.summary(steps, outcomes, Path("runs")))
 """
 

@@ -11,10 +11,10 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-import runner
-from runner import Outcome, Runner, Step
+import reproduce_runner
+from reproduce_runner import Outcome, Runner, Step
 
-SCRIPTS = Path(runner.__file__).parent
+SCRIPTS = Path(reproduce_runner.__file__).parent
 
 
 @pytest.fixture(autouse=True)
@@ -117,7 +117,7 @@ RUNNER = """
 import signal
 import sys
 from pathlib import Path
-from runner import Runner, Step
+from reproduce_runner import Runner, Step
 signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a shell's background
 code = "import os, time; open('begun', 'w'); time.sleep({}); os.mkdir('slow.done')"
 slow = Step("slow", ("-S", "-c", code.format(sys.argv[1])), Path("slow.done"))
