@@ -8,7 +8,7 @@ from types import ModuleType
 
 import pytest
 import torch
-from examples import deploy, directions, parallel, recurrences
+from examples import deploy, directions, graphs, parallel, recurrences
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence
 
@@ -79,6 +79,11 @@ def test_parallel() -> None:
     """Each compares itself with one process."""
     parallel.data_parallel()
     assert len(parallel.distributed_data_parallel()) == 4
+
+
+def test_the_step_that_graphs_captures_learns() -> None:
+    step, *_ = graphs.make("cpu")
+    assert step() > 2 * [step() for _ in range(50)][-1]
 
 
 class TestDeploy:

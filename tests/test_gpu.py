@@ -18,6 +18,7 @@ from typing import Any
 import oracle
 import pytest
 import torch
+from examples import graphs
 from torch import Tensor, nn
 from torch.library import opcheck
 
@@ -431,6 +432,13 @@ class TestStreams:
         expected = step()
         torch.cuda.make_graphed_callables(rnn, (first,))  # changes it in place
         torch.testing.assert_close(step(), expected)
+
+    def test_the_example(self) -> None:
+        step, *_ = graphs.make(DEVICE)
+        expected = [step() for _ in range(6)]
+        step, *_ = graphs.make(DEVICE)
+        replay = graphs.captured(step, warm_up=3)
+        torch.testing.assert_close([replay().clone() for _ in range(3)], expected[3:])
 
 
 def test_compile_with_gradients() -> None:
