@@ -11,9 +11,11 @@ nor the rest of qrnn.
 
 import functools
 import inspect
+import shutil
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -38,6 +40,7 @@ def extend() -> None:
       extend_search()).
     - `random_seed` fixes the initial weights as well, of any model, where joeynmt's own command is
       run: joeynmt sets the seed only after it has drawn them.
+    - Training on files that are not there says so, and model_dir does not stay behind.
     - `scheduling: "plateau"` works: torch 2.7 took the option `verbose` from the scheduler.
 
     Raises ImportError for other versions of joeynmt and torch than are allowed.
@@ -157,13 +160,36 @@ def _initialize_model(original: Any, model: Any, *args: Any, **kwargs: Any) -> N
     get_logger(LOGGER).info("QRNN encoder and decoder built, with their own initial weights.")
 
 
-def _parse_global_args(original: Any, *args: Any, **kwargs: Any) -> Any:
-    """Is called right before the model is built."""
+def _parse_global_args(
+    original: Any, cfg: dict[str, Any], rank: int = 0, mode: str = "train"
+) -> Any:
+    """Is called right before the data is read and the model built."""
     from joeynmt.helpers import set_seed
 
-    parsed = original(*args, **kwargs)
+    if mode == "train":
+        _check_data(cfg)
+    parsed = original(cfg, rank, mode)
     set_seed(parsed.seed)
     return parsed
+
+
+def _check_data(cfg: dict[str, Any]) -> None:
+    """joeynmt itself would raise an AssertionError without words."""
+    from joeynmt.config import ConfigurationError
+
+    data = cfg["data"]
+    sides = [data["src"], data["trg"]]
+    files = [side["voc_file"] for side in sides if side.get("voc_file")]
+    if data.get("train") and data.get("dataset_type", "plain") == "plain":
+        files += [f"{data['train']}.{side['lang']}" for side in sides]
+    for file in files:
+        if not Path(file).is_file():
+            folder = Path(cfg["model_dir"])
+            if {path.name for path in folder.glob("*")} == {"config.yaml", "train.log"}:
+                shutil.rmtree(folder)  # joeynmt's command has just made it, and would not again
+            raise ConfigurationError(
+                f"{file} does not exist: prepare it first, for IWSLT with `make data-iwslt`"
+            )
 
 
 def _parse_train_args(

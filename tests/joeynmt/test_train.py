@@ -64,6 +64,22 @@ def trained(project):
     return project / "runs/iwslt_quick"
 
 
+def test_data_that_is_not_there_is_named_and_leaves_nothing(project):
+    absent = {"data": {"train": "data/absent/train"}, "model_dir": "runs/absent"}
+    config = change(project, "iwslt_quick.yaml", "absent.yaml", **absent)
+    for _ in range(2):
+        said = python_m(project, "train", config, fails=True)
+        assert "data/absent/train.de does not exist: prepare it first" in said
+        assert not (project / "runs/absent").exists()
+    kept = project / "runs/kept"
+    kept.mkdir(parents=True)
+    (kept / "note.txt").touch()
+    cfg = yaml.safe_load((project / config).read_text("utf-8")) | {"model_dir": str(kept)}
+    with pytest.raises(joeynmt_config.ConfigurationError, match=r"iwslt/vocab\.txt does not"):
+        joeynmt_config.parse_global_args(cfg)
+    assert (kept / "note.txt").exists()
+
+
 def test_train_validates_tests_and_writes_what_joeynmt_writes(trained):
     names = {file.name for file in trained.iterdir()}
     for name in ["20.ckpt", "40.ckpt", "best.ckpt", "latest.ckpt", "config.yaml", "20.hyps"]:
