@@ -39,6 +39,10 @@ class OtherRunError(Exception):
     """The run's folder holds another training."""
 
 
+class OtherDataError(Exception):
+    """The config trains on another corpus than the experiment's."""
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("experiment", choices=sorted(FRAMEWORKS))
@@ -59,6 +63,10 @@ def main() -> None:
     arguments = vars(parser.parse_args())
     if not arguments["config"].is_file():
         parser.error(f"config: there is no {arguments['config']}")
+    joeynmt = FRAMEWORKS[arguments["experiment"]] is with_joeynmt
+    suffixes = (".yaml", ".yml") if joeynmt else (".jsonnet", ".json")
+    if arguments["config"].suffix not in suffixes:
+        parser.error(f"config: expected a file *{suffixes[0]}, got {arguments['config']}")
     try:
         print(run(**arguments))
     except subprocess.CalledProcessError as error:
@@ -66,7 +74,7 @@ def main() -> None:
             f"error: {shlex.join(error.cmd)} {ending(error.returncode)}, see above; the same "
             "command continues it"
         )
-    except (BlockingIOError, OtherRunError) as error:
+    except (BlockingIOError, OtherRunError, OtherDataError) as error:
         sys.exit(f"error: {error}")
 
 
@@ -82,8 +90,9 @@ def run(
 ) -> Path:
     """Returns the path of the record, which is made unless it is there.
 
-    Raises BlockingIOError while another process is at work on the same run, and OtherRunError where
-    its folder holds one that was begun with another config, seed, overrides or data.
+    Raises BlockingIOError while another process is at work on the same run, OtherRunError where
+    its folder holds one that was begun with another config, seed, overrides or data, and
+    OtherDataError for a config of another corpus.
     """
     target = records.path(results, experiment, row, seed)
     if target.exists():
@@ -92,7 +101,7 @@ def run(
     started = runs / target.name
     framework = FRAMEWORKS[experiment]
     trained = {"config": str(config), "seed": seed, "overrides": overrides or {}}
-    trained |= contents(framework, config, seed, overrides or {})
+    trained |= contents(experiment, config, seed, overrides or {})
 
     def begun(anew: bool) -> None:
         if anew:
@@ -126,11 +135,9 @@ def run(
     return records.write(results, origin | framework.outcome(directory) | about)
 
 
-def contents(
-    framework: ModuleType, config: Path, seed: int, overrides: dict[str, Any]
-) -> dict[str, str]:
+def contents(experiment: str, config: Path, seed: int, overrides: dict[str, Any]) -> dict[str, str]:
     """Hashes of the config and of the data, which under the same names may be others."""
-    if framework is with_joeynmt:
+    if FRAMEWORKS[experiment] is with_joeynmt:
         settings = with_joeynmt.resolved(config, seed, overrides)
         text = settings["data"]["train"]
     else:  # what AllenNLP does, too slow to import here
@@ -139,7 +146,11 @@ def contents(
         settings = json.loads(evaluate_file(str(config), ext_vars=dict(os.environ)))
         text = overrides.get("train_data_path", settings["train_data_path"])
     meta = Path(text).with_name("meta.json")
-    told = {"config": settings, "data": read_json(meta).get("files") if meta.exists() else None}
+    data = read_json(meta) if meta.exists() else {}
+    corpus = experiment.split("-")[0]
+    if (found := data.get("name", corpus)) != corpus:
+        raise OtherDataError(f"{config} trains on {found}, and the experiment is {experiment}")
+    told = {"config": settings, "data": data.get("files")}
     return {
         f"{name}_sha256": records.sha256(json.dumps(value, sort_keys=True))
         for name, value in told.items()

@@ -228,14 +228,26 @@ def test_what_failed_and_how_is_said(commands, monkeypatch, status, text):
     [
         ("missing.jsonnet", "k2", "there is no missing.jsonnet"),
         ("x.jsonnet", "k 2", "--row: expected letters, digits"),
+        ("x.yaml", "k2", "config: expected a file *.jsonnet, got x.yaml"),
     ],
 )
 def test_what_cannot_end_well_is_not_begun(commands, monkeypatch, capsys, config, row, told):
     Path("x.jsonnet").touch()
+    Path("x.yaml").touch()
     monkeypatch.setattr(sys, "argv", ["experiment.py", "imdb", config, "--row", row])
     with pytest.raises(SystemExit):
         experiment.main()
     assert told in capsys.readouterr().err and not commands.called
+
+
+def test_a_config_of_another_corpus_is_not_begun(commands, monkeypatch):
+    command = ["experiment.py", "ptb", "configs/imdb.jsonnet", "--row", "qrnn"]
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(
+        SystemExit, match=r"imdb\.jsonnet trains on imdb, and the experiment is ptb"
+    ):
+        experiment.main()
+    assert not commands.called and not Path("runs").exists()
 
 
 def test_a_record_tells_where_training_began_and_in_what_environment(commands, monkeypatch):
