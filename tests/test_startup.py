@@ -25,10 +25,12 @@ STAND_INS = {
     "joeynmt/__init__.py": "",
     "joeynmt/model.py": "print('model')",
     "joeynmt/search.py": "import joeynmt.model; print('search')",
+    "joeynmt/training.py": "import joeynmt.search; print('training')",
     "qrnn/joeynmt/__init__.py": "raise RuntimeError('it would import joeynmt')",
     "qrnn/joeynmt/compat.py": """
         def extend(): print('extend')
         def extend_search(): print('extend_search')
+        def extend_training(): print('extend_training')
     """,
 }
 
@@ -76,9 +78,10 @@ def test_acts_once_before_allennlp_and_once_after_its_commands(env):
     assert ran == ["compat", "mend", "allennlp", "commands", "extend"]
 
 
-def test_acts_after_joeynmts_model_and_after_its_search(env):
-    expected = ["model", "extend", "search", "extend_search"]
-    assert env.run("import joeynmt.search, joeynmt.model") == expected
+def test_acts_after_joeynmts_model_search_and_training(env):
+    expected = ["model", "extend", "search", "extend_search", "training", "extend_training"]
+    assert env.run("import joeynmt.training, joeynmt.model") == expected
+    assert env.run("import joeynmt.search, joeynmt.model") == expected[:4]
     assert env.run("import joeynmt.model") == expected[:2]
     assert env.run("import joeynmt.search", QRNN_STARTUP="0") == ["model", "search"]
 

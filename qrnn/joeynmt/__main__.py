@@ -7,6 +7,7 @@ from qrnn.joeynmt import compat
 
 compat.extend()
 compat.extend_search()
+compat.extend_training()
 
 # Workers that are spawned for distributed training need the lines above as well. multiprocessing
 # makes them run the main file, but not one that its spec calls a package's __main__.

@@ -2,8 +2,9 @@
 
 joeynmt has no registry, so extend() replaces names in its modules that it looks up when they are
 used; every replacement hands on to the original what does not concern qrnn. The start-up hook
-(qrnn/startup) calls extend() after `import joeynmt.model` and extend_search() after
-`import joeynmt.search`; where it is not active qrnn.joeynmt and `python -m qrnn.joeynmt` do.
+(qrnn/startup) calls extend() after `import joeynmt.model`, and extend_search() and
+extend_training() after `import joeynmt.search` and `joeynmt.training`; where it is not active
+`python -m qrnn.joeynmt` does, and qrnn.joeynmt calls the first two.
 
 This module is loaded in the middle of `import joeynmt`: at its top it may import neither joeynmt
 nor the rest of qrnn.
@@ -26,6 +27,8 @@ OURS = "qrnn"  # in a config: the type of an encoder and of a decoder, and beam_
 LOGGER = "joeynmt.qrnn"  # only loggers below joeynmt get its train.log
 CONFIG_ONLY = ("type", "embeddings")  # options that our classes do not see
 CLASS_ONLY = ("emb_size", "emb_dropout", "encoder", "vocab_size")  # those that joeynmt adds
+# what joeynmt has in model_dir when it builds the model
+BEFORE_TRAINING = {"config.yaml", "train.log", "src_vocab.txt", "trg_vocab.txt"}
 
 
 def extend() -> None:
@@ -40,7 +43,7 @@ def extend() -> None:
       extend_search()).
     - `random_seed` fixes the initial weights as well, of any model, where joeynmt's own command is
       run: joeynmt sets the seed only after it has drawn them.
-    - Training on files that are not there says so, and model_dir does not stay behind.
+    - Training on files that are not there says so.
     - `scheduling: "plateau"` works: torch 2.7 took the option `verbose` from the scheduler.
 
     Raises ImportError for other versions of joeynmt and torch than are allowed.
@@ -65,6 +68,30 @@ def extend_search() -> None:
     from joeynmt import search
 
     _replace(search, "beam_search", _beam_search)
+
+
+def extend_training() -> None:
+    """What extend() cannot do, because joeynmt.training is what imports joeynmt.model.
+
+    A model_dir in which training could not begin does not stay behind: joeynmt's command has made
+    it, and would not make it again.
+    """
+    from joeynmt import training
+
+    _replace(training, "train", _train)
+
+
+def _train(
+    original: Any, rank: int, world_size: Any, cfg: dict[str, Any], skip_test: bool = False
+) -> None:
+    try:
+        original(rank, world_size, cfg, skip_test)
+    except Exception:
+        folder = Path(cfg["model_dir"])
+        made = {path.name for path in folder.glob("*")}
+        if rank == 0 and "config.yaml" in made and made <= BEFORE_TRAINING:
+            shutil.rmtree(folder)
+        raise
 
 
 def _check_versions() -> None:
@@ -184,9 +211,6 @@ def _check_data(cfg: dict[str, Any]) -> None:
         files += [f"{data['train']}.{side['lang']}" for side in sides]
     for file in files:
         if not Path(file).is_file():
-            folder = Path(cfg["model_dir"])
-            if {path.name for path in folder.glob("*")} == {"config.yaml", "train.log"}:
-                shutil.rmtree(folder)  # joeynmt's command has just made it, and would not again
             raise ConfigurationError(
                 f"{file} does not exist: prepare it first, for IWSLT with `make data-iwslt`"
             )

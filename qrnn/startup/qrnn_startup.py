@@ -24,6 +24,7 @@ HOOKS = {
     "allennlp.commands": ("after", "qrnn.allennlp.compat", "extend"),
     "joeynmt.model": ("after", "qrnn.joeynmt.compat", "extend"),
     "joeynmt.search": ("after", "qrnn.joeynmt.compat", "extend_search"),
+    "joeynmt.training": ("after", "qrnn.joeynmt.compat", "extend_training"),
 }
 
 

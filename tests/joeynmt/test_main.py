@@ -14,6 +14,7 @@ STAND_INS = {
     "qrnn/joeynmt/compat.py": """if True:
         def extend(): print('extend', flush=True)
         def extend_search(): print('search', flush=True)
+        def extend_training(): print('training', flush=True)
     """,
     "joeynmt/__init__.py": "def work(): print('worker', flush=True)",
     "joeynmt/__main__.py": """if True:
@@ -39,5 +40,5 @@ def test_it_extends_joeynmt_in_spawned_workers_too(tmp_path):
         capture_output=True,
         text=True,
     )
-    extended = ["extend", "search"]
+    extended = ["extend", "search", "training"]
     assert process.stdout.splitlines() == [*extended, "train a.yaml", *extended, "worker"]

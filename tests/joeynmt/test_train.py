@@ -14,6 +14,8 @@ import yaml
 from joeynmt import config as joeynmt_config
 from translation import SPECIALS, Vocabulary, joeynmt_model
 
+from qrnn.joeynmt import compat
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -64,20 +66,46 @@ def trained(project):
     return project / "runs/iwslt_quick"
 
 
-def test_data_that_is_not_there_is_named_and_leaves_nothing(project):
-    absent = {"data": {"train": "data/absent/train"}, "model_dir": "runs/absent"}
-    config = change(project, "iwslt_quick.yaml", "absent.yaml", **absent)
-    for _ in range(2):
-        said = python_m(project, "train", config, fails=True)
-        assert "data/absent/train.de does not exist: prepare it first" in said
-        assert not (project / "runs/absent").exists()
-    kept = project / "runs/kept"
-    kept.mkdir(parents=True)
-    (kept / "note.txt").touch()
-    cfg = yaml.safe_load((project / config).read_text("utf-8")) | {"model_dir": str(kept)}
-    with pytest.raises(joeynmt_config.ConfigurationError, match=r"iwslt/vocab\.txt does not"):
-        joeynmt_config.parse_global_args(cfg)
-    assert (kept / "note.txt").exists()
+@pytest.mark.parametrize(
+    ("module", "env", "changes", "told"),
+    [
+        (
+            "joeynmt",
+            {},
+            {"data": {"train": "data/absent/train"}},
+            "data/absent/train.de does not exist: prepare it first",
+        ),
+        (
+            "qrnn.joeynmt",
+            {"QRNN_STARTUP": "0"},
+            {"testing": {"beam_ranking": "qrn"}},
+            "beam_ranking: expected",
+        ),
+    ],
+)
+def test_where_training_cannot_begin_nothing_stays(project, module, env, changes, told):
+    config = change(project, "iwslt_quick.yaml", "bad.yaml", model_dir="runs/bad", **changes)
+    said = python_m(project, "train", config, module=module, fails=True, **env)
+    assert told in said.splitlines()[-1] and not (project / "runs/bad").exists()
+
+
+@pytest.mark.parametrize(
+    ("names", "stays"),
+    [
+        (compat.BEFORE_TRAINING, False),
+        ({"config.yaml", "train.log", "tensorboard"}, True),
+        ({"train.log"}, True),  # not made by joeynmt's command
+    ],
+)
+def test_a_model_dir_in_which_training_began_stays(tmp_path, names, stays):
+    def fails(*arguments):
+        raise ValueError("no")
+
+    for name in names:
+        (tmp_path / name).touch()
+    with pytest.raises(ValueError, match="no"):
+        compat._train(fails, 0, None, {"model_dir": str(tmp_path)})
+    assert tmp_path.exists() == stays
 
 
 def test_train_validates_tests_and_writes_what_joeynmt_writes(trained):
