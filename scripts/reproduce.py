@@ -288,15 +288,17 @@ def caching(seed: int, options: Options, known: Mapping[str, Any]) -> Step:
 def estimate(
     result: Path, hours: float | None, options: Options, known: Mapping[str, Any]
 ) -> tuple[float | None, str]:
-    """Hours of training and where that is known from: the same row's record of any seed, then the
-    config, whose cost is a CPU's."""
+    """Hours of training and where that is known from: the same row's record of any seed from this
+    kind of device, then the config, whose cost is a CPU's, then a record from the other kind."""
+    on_cpu = options.device.startswith("CPU")
     same_row = result.stem.rsplit("-seed", 1)[0] + "-seed"
-    for name, record in known.items():
-        if name.startswith(same_row):
-            other = "" if record["device"] == options.device else f", {record['device']}"
-            return record["wall_seconds"] / 3600, f"{name}{other}"
-    if hours is not None and options.device.startswith("CPU"):
+    found = [(name, record) for name, record in known.items() if name.startswith(same_row)]
+    same_kind = [run for run in found if run[1]["device"].startswith("CPU") == on_cpu]
+    if not same_kind and hours is not None and on_cpu:
         return hours, "config, on a CPU"
+    for name, record in same_kind or found:
+        other = "" if record["device"] == options.device else f", {record['device']}"
+        return record["wall_seconds"] / 3600, f"{name}{other}"
     return None, ""
 
 

@@ -231,7 +231,11 @@ def test_estimates_come_from_a_record_of_the_same_row_first():
         return reproduce.estimate(result, hours, options(**changes), known)
 
     assert estimate("k2", 10) == (2, "imdb-k2-seed2.json")
-    assert estimate("k4", 10) == (1, "imdb-k4-seed1.json, A100")
+    assert estimate("k4", None) == (1, "imdb-k4-seed1.json, A100")
+    assert estimate("k4", 10) == (10, "config, on a CPU")
+    assert estimate("k4", 10, device="H100") == (1, "imdb-k4-seed1.json, A100")
+    other_cpu = "imdb-k2-seed2.json, CPU (a, 2 cores, 2 threads)"
+    assert estimate("k2", 10, device="CPU (b)") == (2, other_cpu)
     assert estimate("lstm", 10) == (10, "config, on a CPU")
     assert estimate("lstm", 10, device="H100") == (None, "")
 
