@@ -43,7 +43,6 @@ def extend() -> None:
       extend_search()).
     - `random_seed` fixes the initial weights as well, of any model, where joeynmt's own command is
       run: joeynmt sets the seed only after it has drawn them.
-    - Training on files that are not there says so.
     - `scheduling: "plateau"` works: torch 2.7 took the option `verbose` from the scheduler.
 
     Raises ImportError for other versions of joeynmt and torch than are allowed.
@@ -73,8 +72,8 @@ def extend_search() -> None:
 def extend_training() -> None:
     """What extend() cannot do, because joeynmt.training is what imports joeynmt.model.
 
-    A model_dir in which training could not begin does not stay behind: joeynmt's command has made
-    it, and would not make it again.
+    Training on files that are not there says so. A model_dir in which training could not begin
+    does not stay behind: joeynmt's command has made it, and would not make it again.
     """
     from joeynmt import training
 
@@ -85,6 +84,7 @@ def _train(
     original: Any, rank: int, world_size: Any, cfg: dict[str, Any], skip_test: bool = False
 ) -> None:
     try:
+        _check_data(cfg)
         original(rank, world_size, cfg, skip_test)
     except Exception:
         folder = Path(cfg["model_dir"])
@@ -92,6 +92,22 @@ def _train(
         if rank == 0 and "config.yaml" in made and made <= BEFORE_TRAINING:
             shutil.rmtree(folder)
         raise
+
+
+def _check_data(cfg: dict[str, Any]) -> None:
+    """joeynmt itself would raise an AssertionError without words."""
+    from joeynmt.config import ConfigurationError
+
+    data = cfg["data"]
+    sides = [data["src"], data["trg"]]
+    files = [side["voc_file"] for side in sides if side.get("voc_file")]
+    if data.get("train") and data.get("dataset_type", "plain") == "plain":
+        files += [f"{data['train']}.{side['lang']}" for side in sides]
+    for file in files:
+        if not Path(file).is_file():
+            raise ConfigurationError(
+                f"{file} does not exist: prepare it first, for IWSLT with `make data-iwslt`"
+            )
 
 
 def _check_versions() -> None:
@@ -187,33 +203,13 @@ def _initialize_model(original: Any, model: Any, *args: Any, **kwargs: Any) -> N
     get_logger(LOGGER).info("QRNN encoder and decoder built, with their own initial weights.")
 
 
-def _parse_global_args(
-    original: Any, cfg: dict[str, Any], rank: int = 0, mode: str = "train"
-) -> Any:
-    """Is called right before the data is read and the model built."""
+def _parse_global_args(original: Any, *args: Any, **kwargs: Any) -> Any:
+    """Is called right before the model is built."""
     from joeynmt.helpers import set_seed
 
-    if mode == "train":
-        _check_data(cfg)
-    parsed = original(cfg, rank, mode)
+    parsed = original(*args, **kwargs)
     set_seed(parsed.seed)
     return parsed
-
-
-def _check_data(cfg: dict[str, Any]) -> None:
-    """joeynmt itself would raise an AssertionError without words."""
-    from joeynmt.config import ConfigurationError
-
-    data = cfg["data"]
-    sides = [data["src"], data["trg"]]
-    files = [side["voc_file"] for side in sides if side.get("voc_file")]
-    if data.get("train") and data.get("dataset_type", "plain") == "plain":
-        files += [f"{data['train']}.{side['lang']}" for side in sides]
-    for file in files:
-        if not Path(file).is_file():
-            raise ConfigurationError(
-                f"{file} does not exist: prepare it first, for IWSLT with `make data-iwslt`"
-            )
 
 
 def _parse_train_args(

@@ -104,7 +104,7 @@ def test_a_model_dir_in_which_training_began_stays(tmp_path, names, stays):
     for name in names:
         (tmp_path / name).touch()
     with pytest.raises(ValueError, match="no"):
-        compat._train(fails, 0, None, {"model_dir": str(tmp_path)})
+        compat._train(fails, 0, None, {"model_dir": str(tmp_path), "data": {"src": {}, "trg": {}}})
     assert tmp_path.exists() == stays
 
 
