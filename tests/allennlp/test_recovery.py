@@ -5,11 +5,10 @@ import os
 import random
 import signal
 import sys
-import traceback
 
+import processes
 import pytest
 import torch
-import torch._dynamo  # optimizers import it: once, not in every fork
 from allennlp import commands
 from allennlp.training import checkpointer
 
@@ -47,22 +46,19 @@ def here(tmp_path, monkeypatch):
     lines = (json.dumps({"text": " ".join(w), "label": str("w0" in w)}) for w in words)
     (tmp_path / "train.jsonl").write_text("\n".join(lines) + "\n")
     monkeypatch.chdir(tmp_path)
-    compat.extend()
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # a fork has none of its parent's
-    yield tmp_path
-    torch.set_num_threads(threads)
+    return tmp_path
 
 
 def train(directory, *options, killed=None, **trainer):
-    """Runs the command in a fork, which kills itself "before" or "after" it saves the trainer's
-    state of the second epoch; returns its wait status."""
+    """Runs the command in a process, which kills itself "before" or "after" it saves the trainer's
+    state of the second epoch; returns its exit code."""
     config = CONFIG | {"trainer": CONFIG["trainer"] | trainer}
     (directory.parent / "config.json").write_text(json.dumps(config))
-    pid = os.fork()
-    if pid:
-        return os.waitpid(pid, 0)[1]
-    status, save = 1, torch.save
+    return processes.ended(train_here, directory, options, killed)
+
+
+def train_here(directory, options, killed):
+    save = torch.save
 
     def save_and_die(content, file):
         last = "training_state_e2" in str(file)
@@ -71,16 +67,11 @@ def train(directory, *options, killed=None, **trainer):
         if last:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    try:
-        if killed:
-            checkpointer.torch.save = save_and_die
-        sys.argv = ["allennlp", "train", "config.json", "-s", str(directory), *options]
-        commands.main()
-        status = 0
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        os._exit(status)
+    if killed:
+        checkpointer.torch.save = save_and_die
+    compat.extend()
+    sys.argv = ["allennlp", "train", "config.json", "-s", str(directory), *options]
+    commands.main()
 
 
 def results(directory):
@@ -96,7 +87,7 @@ def test_killed_between_two_files_it_ends_as_if_undisturbed(here, killed, averag
     options = {"moving_average": {"type": average, "decay": 0.5}} if average else {}
     whole, directory = here / "whole", here / "killed"
     assert train(whole, **options) == 0
-    assert os.WIFSIGNALED(train(directory, killed=killed, **options))
+    assert train(directory, killed=killed, **options) == -signal.SIGKILL
     assert (directory / "model_state_e2_b0.th").exists()
     assert (directory / "training_state_e2_b0.th").exists() == (killed == "after")
     assert train(directory, "--recover", **options) == 0
@@ -185,5 +176,5 @@ def test_a_best_that_is_lost_is_an_error(here, capfd):
     state["metric_tracker"]["best_epoch"] = 0
     torch.save(state, directory / "training_state_e2_b0.th")
     (directory / "best.th").unlink()
-    assert train(directory, "--recover") != 0
+    assert train(directory, "--recover") == 1
     assert "best.th is missing or damaged" in capfd.readouterr().err

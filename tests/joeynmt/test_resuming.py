@@ -3,9 +3,9 @@
 import logging
 import os
 import random
+import resource
 import signal
 import time
-import traceback
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,11 +13,11 @@ import iwslt
 import pytest
 import sample_translation
 import torch
-import torch._dynamo  # optimizers import it: once, not in every fork
 import yaml
 from joeynmt import config, training
 from joeynmt.config import ConfigurationError
 from joeynmt.helpers import make_model_dir
+from processes import ended
 
 from qrnn.checkpoints import random_state, set_random_state
 from qrnn.joeynmt.resuming import Batches, ResumableTraining
@@ -55,11 +55,7 @@ def data(tmp_path_factory):
 @pytest.fixture
 def here(data, tmp_path, monkeypatch):
     monkeypatch.chdir(data)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # a fork has none of its parent's
-
     yield tmp_path
-    torch.set_num_threads(threads)
     logging.disable(logging.NOTSET)
 
 
@@ -85,25 +81,8 @@ def train(config, skip_test=True):
     training.train(rank=0, world_size=None, cfg=config, skip_test=skip_test)
 
 
-def forked(function):
-    """The status of a copy of this process that calls it: what is slow to import is there."""
-    pid = os.fork()
-    if pid == 0:
-        try:
-            function()
-            os._exit(0)
-        except BaseException:
-            traceback.print_exc()
-            os._exit(1)
-    return pid
-
-
-def ended(function):
-    return os.waitstatus_to_exitcode(os.waitpid(forked(function), 0)[1])
-
-
-def kill_at(name, count, after):
-    """Makes this process end at the count-th call of a method, before it or after it."""
+def train_until(name, count, after, config):
+    """Training that ends at the count-th call of a method, before it or after it."""
     original = getattr(ResumableTraining, name)
     calls = []
 
@@ -117,6 +96,7 @@ def kill_at(name, count, after):
         return result
 
     setattr(ResumableTraining, name, replaced)
+    train(config)
 
 
 def read(folder):
@@ -145,7 +125,7 @@ def test_killed_anywhere_it_ends_as_if_undisturbed(here, variant):
     whole, killed = here / "whole", here / "killed"
     whole.mkdir()
     killed.mkdir()
-    assert ended(lambda: train(settings(whole, variant))) == 0
+    assert ended(train, settings(whole, variant)) == 0
     expected = read(whole)
     assert len(expected["validations"].splitlines()) >= 3 and expected["best_state"]
 
@@ -158,18 +138,13 @@ def test_killed_anywhere_it_ends_as_if_undisturbed(here, variant):
         ("_keep", 1, True),
     ]
     for point in points:
-        config = settings(killed, variant)
-
-        def work(point=point, config=config):
-            kill_at(*point)
-            train(config)
-
-        assert ended(work) == -signal.SIGKILL, f"{point}, seed {seed}"
-    assert ended(lambda: train(settings(killed, variant))) == 0
+        code = ended(train_until, *point, settings(killed, variant))
+        assert code == -signal.SIGKILL, f"{point}, seed {seed}"
+    assert ended(train, settings(killed, variant)) == 0
     check_same(read(killed), expected)
     # what is over stays over, and has the weights that were best for its test
     config = settings(killed, variant)
-    assert ended(lambda: train(config, skip_test=False)) == 0
+    assert ended(train, config, False) == 0
     check_same(read(killed), expected)
     best = Path(config["model_dir"]) / "best.ckpt"
     assert best.resolve().name == f"{expected['stats_state']['best_ckpt_iter']}.ckpt"
@@ -182,7 +157,7 @@ def test_more_updates_go_on_from_where_fewer_ended(here):
     (here / "whole").mkdir()
     for folder, updates in (("more", 10), ("more", 21), ("whole", 21)):
         config = settings(here / folder, "qrnn", updates=updates)
-        assert ended(lambda config=config: train(config)) == 0
+        assert ended(train, config) == 0
         assert read(here / folder)["stats_state"]["steps"] == updates
     check_same(read(here / "more")["model_state"], read(here / "whole")["model_state"])
 
@@ -218,38 +193,36 @@ def test_batches_that_are_made_at_random_are_made_again():
         list(batches)
 
 
+def train_interrupted(config):
+    def interrupted(self, batch):
+        os.kill(os.getpid(), signal.SIGINT)
+
+    ResumableTraining._train_step = interrupted
+    train(config)
+
+
 def test_ctrl_c_is_not_the_end_of_training(here):
-    config = settings(here, "qrnn")
-
-    def work():
-        def interrupted(self, batch):
-            os.kill(os.getpid(), signal.SIGINT)
-
-        ResumableTraining._train_step = interrupted
-        train(config)
-
-    assert ended(work) == -signal.SIGINT
+    assert ended(train_interrupted, settings(here, "qrnn")) == -signal.SIGINT
     assert not (here / "state.ckpt").exists()
+
+
+def train_on_a_full_disk(config):
+    """After the first state, of step 10."""
+    keep = ResumableTraining._keep
+
+    def failing(self):
+        if self.stats.steps > 10:
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, resource.RLIM_INFINITY))
+        keep(self)
+
+    ResumableTraining._keep = failing
+    train(config)
 
 
 def test_a_state_that_cannot_be_written_leaves_the_one_before(here):
     config = settings(here, "qrnn", validation_freq=10, logging_freq=10)
-
-    def work():
-        keep = ResumableTraining._keep
-
-        def failing(self):
-            if self.stats.steps > 10:
-                import resource
-
-                signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-                resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, resource.RLIM_INFINITY))
-            keep(self)
-
-        ResumableTraining._keep = failing
-        train(config)
-
-    assert ended(work) == 1
+    assert ended(train_on_a_full_disk, config) == 1
     assert read(here)["stats_state"]["steps"] == 10
     assert not (here / "state.ckpt.part").exists()
 
@@ -303,7 +276,7 @@ def test_what_is_no_state_is_refused_and_stays(here, make, expected):
 
 
 def test_a_state_of_more_epochs_is_refused(here):
-    assert ended(lambda: train(settings(here, "qrnn", updates=1000))) == 0
+    assert ended(train, settings(here, "qrnn", updates=1000)) == 0
     with pytest.raises(ConfigurationError, match="state_file: expected one of at most 2 epochs"):
         train(settings(here, "qrnn", epochs=2))
 

@@ -1,16 +1,15 @@
 """Training that is killed, on a tiny corpus, through the real `allennlp train`."""
 
 import json
-import os
 import random
 import shutil
 import signal
 import subprocess
 import tarfile
 import time
-import traceback
 from pathlib import Path
 
+import processes
 import pytest
 import torch
 import with_allennlp
@@ -48,30 +47,12 @@ def project(tmp_path_factory):
 @pytest.fixture
 def here(project, monkeypatch):
     monkeypatch.chdir(project)
-    monkeypatch.setattr(with_allennlp, "call", call_fork)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # a fork has none of its parent's
-    yield project
-    torch.set_num_threads(threads)
+    monkeypatch.setattr(with_allennlp, "call", call_process)
+    return project
 
 
 def train(directory, **overrides):
     with_allennlp.train(Path("configs/ptb.jsonnet"), directory, 1, SMALL | overrides)
-
-
-def fork(function):
-    """The id of a copy of this process that calls it: all that is slow to import is there."""
-    pid = os.fork()
-    if pid == 0:
-        status = 1
-        try:
-            function()
-            status = 0
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(status)
-    return pid
 
 
 def call_here(_, config, *options):
@@ -81,28 +62,29 @@ def call_here(_, config, *options):
     train_model_from_file(config, directory, overrides, recover="--recover" in options)
 
 
-def call_fork(*arguments):
-    _, status = os.waitpid(fork(lambda: call_here(*arguments)), 0)
-    if status:
-        raise subprocess.CalledProcessError(status, "allennlp")
+def call_process(*arguments):
+    code = processes.ended(call_here, *arguments)
+    if code:
+        raise subprocess.CalledProcessError(code, "allennlp")
+
+
+def train_here(directory):
+    with_allennlp.call = call_here
+    train(directory)
 
 
 def killed(directory, file, delay):
     """Trains in a process that is killed with -9, `delay` seconds after `file` appears; False if it
     had ended before."""
-
-    def work():
-        with_allennlp.call = call_here
-        train(directory)
-
-    pid = fork(work)
+    process, _ = processes.start(train_here, directory)
     while not file.exists():
-        if os.waitpid(pid, os.WNOHANG)[0]:
+        if not process.is_alive():
             return False
         time.sleep(0.001)
     time.sleep(delay)
-    os.kill(pid, signal.SIGKILL)
-    return os.WIFSIGNALED(os.waitpid(pid, 0)[1])
+    process.kill()
+    process.join()
+    return process.exitcode == -signal.SIGKILL
 
 
 @pytest.fixture(scope="module")
