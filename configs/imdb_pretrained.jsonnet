@@ -12,7 +12,7 @@
 //
 // Head, dropout before the layers and the classifier, and smoothed labels as in imdb_pooled.jsonnet.
 // Adam's rate rises to 1e-3 over the first 200 steps and falls to zero over the others; 3e-4 for
-// embeddings and pretrained layers was worse on dev (92.6 %, record imdb-pretrained-rates-...), and
+// embeddings and pretrained layers was no better on dev (92.6 %, record imdb-pretrained-rates-...), and
 // nothing else was tried. run=null: the same model from random layers.
 local path = std.split(std.thisFile, "/");
 local root = std.join("/", path[0:std.length(path) - 1] + [".."]) + "/";

@@ -211,8 +211,10 @@ def grouped(rows: Rows, *keys: str) -> list[tuple[list[Any], Rows]]:
 def pivot(
     caption: str, rows: Rows, down: Sequence[str], across: Sequence[str], cell: Cell
 ) -> Table:
-    """A line per value of the keys `down`, a column per value of `across`."""
-    columns = [values for values, _ in grouped(rows, *across)]
+    """A line per value of the keys `down`, a column per value of `across` that has any cell."""
+    columns = [
+        values for values, group in grouped(rows, *across) if any(cell(row) != "-" for row in group)
+    ]
     head = [f"{', '.join(down)} \\ {', '.join(across)}"]
     head += [", ".join(map(str, values)) for values in columns]
     lines = []

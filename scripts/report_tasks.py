@@ -151,9 +151,14 @@ def marks(runs: Runs) -> Line:
         of_data = Mark("official data", "good")
     else:
         of_data = Mark("NOT OFFICIAL", "warn")
-    if is_changed(runs):
-        return of_data, Mark("changed", "note")
-    return of_data, Mark("as published" if known(runs) else "own model", "good")
+    if is_own(runs):
+        return of_data, Mark("own model", "good")
+    return of_data, Mark("changed", "note") if is_changed(runs) else Mark("as published", "good")
+
+
+def is_own(runs: Runs) -> bool:
+    told = PUBLISHED[runs.experiment].get(runs.base)
+    return told is not None and not told.is_result
 
 
 def known(runs: Runs) -> bool:
@@ -190,11 +195,16 @@ def epochs(runs: Runs) -> str:
     return "-" if counts == [0] else ", ".join(map(str, counts))
 
 
+def on_gpu(runs: Runs) -> list[Record]:
+    """The records whose times are told: a CPU's depend on which one it is and what runs beside."""
+    return [record for record in runs.records.values() if not record["device"].startswith("CPU")]
+
+
 def epoch_seconds(runs: Runs) -> str:
     """The median of the epochs, and of that the mean over the seeds."""
     spent = [
         statistics.median(epoch["seconds"] for epoch in record["history"])
-        for record in runs.records.values()
+        for record in on_gpu(runs)
         if record["history"]
     ]
     return f"{statistics.fmean(spent):,.0f}" if spent else "-"
@@ -203,13 +213,13 @@ def epoch_seconds(runs: Runs) -> str:
 def text_seconds(runs: Runs) -> str:
     """Of an epoch, for a record that knows only its speed: the whole training text at that."""
     spent = []
-    for record in runs.records.values():
+    for record in on_gpu(runs):
         try:
             characters = record["data"]["counts"]["train"]["en"]["characters"]
         except KeyError:
             return "-"
         spent.append(characters / record["metrics"]["train_chars_per_second"])
-    return f"{statistics.fmean(spent):,.0f}"
+    return f"{statistics.fmean(spent):,.0f}" if spent else "-"
 
 
 SHORT = 70  # characters: longer remarks that several rows share stand once, below the table
@@ -231,7 +241,8 @@ def table(
     What is said of several of them in more than a few words stands once, below.
     """
     published, runs = PUBLISHED[experiment], runs_of(experiment, found)
-    head = ["row", test.title, "paper", "replication", *(column.title for column in columns)]
+    compared = ["paper", "replication"] if any(t.is_result for t in published.values()) else []
+    head = ["row", test.title, *compared, *(column.title for column in columns)]
     head += ["model, or what is changed of it", "record, device"]
     lines: list[list[str | Line]] = []
     told_of = Counter(part for own in runs for part in deviations(own))
@@ -242,7 +253,9 @@ def table(
         made = own.records if own else {}
         devices = dict.fromkeys(record["device"] for record in made.values())
         cells: list[str | Line] = [(row, *(marks(own) if own else (MISSING,)))]
-        cells += [test.cell(own) if own else "-", told.paper or "-", told.replication or "-"]
+        cells.append(test.cell(own) if own else "-")
+        if compared:
+            cells += [told.paper or "-", told.replication or "-"]
         brackets = [c.published(told) if row in published else "" for c in columns]
         values = [c.cell(own) if own else "-" for c in columns]
         cells += [f"{v} ({b})" if b else v for v, b in zip(values, brackets, strict=True)]
@@ -279,7 +292,11 @@ def labelled(
 
 
 def learning(
-    name: str, caption: str, xlabel: str, panels: Sequence[report_plots.Panel], found: Records
+    name: str,
+    caption: str,
+    xlabel: str,
+    panels: Sequence[report_plots.Panel],
+    group: Sequence[Runs],
 ) -> list[Part]:
     """The figure, or nothing where there is no curve to show."""
     if not panels[0].curves:
@@ -292,7 +309,7 @@ def learning(
         )
         for panel in panels
     ]
-    used = [n for n, r in found.items() if r["experiment"] == name and r["history"]]
+    used = [n for runs in group for n, record in runs.records.items() if record["history"]]
     svg = report_plots.curves(xlabel, panels)
     return [Figure(name, svg, caption, f"{caption}. {'. '.join(ends)}.", used)]
 
@@ -308,17 +325,17 @@ def imdb(found: Records) -> Section:
     columns = [
         Column("dev", lambda runs: metric(runs, "dev_accuracy", 2, 100)),
         Column("epochs", epochs),
-        Column("seconds an epoch (paper's)", epoch_seconds, lambda told: told.paper_seconds),
+        Column("seconds an epoch, GPU (paper's)", epoch_seconds, lambda told: told.paper_seconds),
     ]
-    panel = report_plots.Panel(
-        "accuracy on dev, %",
-        labelled(runs_of("imdb", found), _accuracy),
-        [(91.4, "paper, k2, on test"), (88.36, "replication, k2, on test")],
-    )
-    parts = [
-        *table("imdb", caption, found, test, columns),
-        *learning("imdb", "Accuracy on dev by epoch", "epoch", [panel], found),
-    ]
+    parts = table("imdb", caption, found, test, columns)
+    for name, whose in (("imdb", "the paper's models"), ("imdb-own", "this project's own models")):
+        group = [runs for runs in runs_of("imdb", found) if is_own(runs) == (name == "imdb-own")]
+        panel = report_plots.Panel(
+            "accuracy on dev, %",
+            labelled(group, _accuracy),
+            [(91.4, "paper, k2, on test"), (88.36, "replication, k2, on test")],
+        )
+        parts += learning(name, f"Accuracy on dev by epoch, {whose}", "epoch", [panel], group)
     return Section("imdb", "IMDb sentiment, accuracy in %", parts)
 
 
@@ -333,7 +350,7 @@ def imdb_lm(found: Records) -> Section:
     columns = [
         Column("million parameters", _million_parameters),
         Column("epochs", epochs),
-        Column("seconds an epoch", epoch_seconds),
+        Column("seconds an epoch, GPU", epoch_seconds),
     ]
     parts = table("imdb-lm", caption, found, dev, columns)
     return Section("imdb-lm", "Language models of IMDb's reviews", parts)
@@ -353,17 +370,18 @@ def ptb(found: Records) -> Section:
         ),
         Column("million parameters", _million_parameters),
         Column("epochs", epochs),
-        Column("seconds an epoch", epoch_seconds),
+        Column("seconds an epoch, GPU", epoch_seconds),
     ]
+    runs = runs_of("ptb", found)
     panel = report_plots.Panel(
         "perplexity on validation",
-        labelled(runs_of("ptb", found), lambda record: counted(record, "validation_perplexity")),
+        labelled(runs, lambda record: counted(record, "validation_perplexity")),
         [(82.1, "paper, zoneout, after 72 epochs"), (108.86, "replication, on test")],
         ticks=(60, 80, 100, 150, 200, 300, 500),
     )
     parts = [
         *table("ptb", caption, found, test, columns),
-        *learning("ptb", "Perplexity on validation by epoch", "epoch", [panel], found),
+        *learning("ptb", "Perplexity on validation by epoch", "epoch", [panel], runs),
     ]
     return Section("ptb", "Penn Treebank, perplexity of a word", parts)
 
@@ -386,7 +404,7 @@ def iwslt(found: Records) -> Section:
             "million characters seen",
             lambda runs: mean([r["metrics"]["characters"] / 1e6 for r in runs.records.values()], 1),
         ),
-        Column("seconds an epoch (paper's)", text_seconds, lambda told: told.paper_seconds),
+        Column("seconds an epoch, GPU (paper's)", text_seconds, lambda told: told.paper_seconds),
     ]
     runs = runs_of("iwslt", found)
     panels = [
@@ -411,7 +429,7 @@ def iwslt(found: Records) -> Section:
     parts = [
         *table("iwslt", caption, found, test, columns),
         Paragraph((explained,)),
-        *learning("iwslt", curves, "million characters seen", panels, found),
+        *learning("iwslt", curves, "million characters seen", panels, runs),
         *(attention(own) for own in runs),
     ]
     return Section("iwslt", "IWSLT 2016 German-English by characters", parts)
@@ -508,13 +526,14 @@ def summary(found: Records) -> str:
     claims = sum(told.is_result for rows in PUBLISHED.values() for told in rows.values())
     group = [runs for experiment in PUBLISHED for runs in runs_of(experiment, found)]
     official = [runs for runs in group if runs.first["data"]["official"]]
-    changed = sum(map(is_changed, official))
+    own = sum(map(is_own, official))
+    changed = sum(is_changed(runs) and not is_own(runs) for runs in official)
     done = sum(known(runs) and not is_changed(runs) for runs in official)
     return (
         f"Of {claims} published results, {done} {_have(done)} been measured again with the "
         f"published model on the official data. {changed} of the rows below are of a model or "
-        f"recipe that was changed, on official data; {len(group) - len(official)} of data that is "
-        "not official."
+        f"recipe that was changed, {own} of this project's own models, on official data; "
+        f"{len(group) - len(official)} of data that is not official."
     )
 
 

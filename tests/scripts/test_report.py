@@ -25,7 +25,7 @@ RECORD = {
     ],
     "data": {"name": "imdb", "official": True, "vectors": "none (random start)"},
     "note": "5,000 reviews",
-    "device": "CPU",
+    "device": "GPU",
     "config_sha256": "0" * 64,
     "wall_seconds": 2500,
     "command": "python scripts/experiment.py",
@@ -90,7 +90,8 @@ def scan():
 def peers():
     row = {"peer": "A", "batch": 2, "length": 4, "units": 8, "mode": "forward", "ratio": 1.256}
     row |= {"graph_ratio": 2.5, "reason": None}
-    return [row, {**dict.fromkeys(row), "peer": "B", "reason": "not here"}]
+    failed = row | {"length": 9, "ratio": None, "graph_ratio": None, "reason": "out of memory"}
+    return [row, failed, {**dict.fromkeys(row), "peer": "B", "reason": "not here"}]
 
 
 @pytest.fixture
@@ -112,12 +113,30 @@ def test_every_number_is_rendered_beside_its_deviations_and_record(project):
     row = (
         "| k2-subset; official data; changed | 87.12 | 91.4 | 88.36 | 87.65 | 2 | 1,250 "
         "| 5,000 reviews; word vectors: none (random start) "
-        "| [seed 1](results/imdb-k2-subset-seed1.json); CPU |"
+        "| [seed 1](results/imdb-k2-subset-seed1.json); GPU |"
     )
     assert row in page
     assert "old" not in readme and readme.startswith("# x\n") and readme.endswith("end\n")
     curves = (project / "reports/imdb.svg").read_text(encoding="utf-8")
     assert "k2-subset" in curves and "![Accuracy on dev by epoch" in page
+
+
+def test_a_cpus_seconds_are_not_told(project):
+    for record in (RECORD, LANGUAGE, TRANSLATION):
+        records.write(records.RESULTS, record | {"device": "CPU (AMD EPYC, 2 cores)"})
+    _, page = rendered(project)
+    assert "| 87.12 | 91.4 | 88.36 | 87.65 | 2 | - |" in page
+    assert "| 123.5 | 4.49 | 2 | - |" in page and "| 1.17 | 21.0 | - |" in page
+
+
+def test_own_models_stand_apart(project):
+    records.write(records.RESULTS, RECORD | {"row": "pooled-cpu"})
+    _, page = rendered(project)
+    assert "| pooled-cpu; official data; own model | 87.12 | - | - |" in page
+    assert "1 of the rows below are of a model or recipe that was changed, 1 of this" in page
+    plots = [(project / f"reports/{f}.svg").read_text("utf-8") for f in ("imdb", "imdb-own")]
+    assert ["pooled-cpu" in plot for plot in plots] == [False, True]
+    assert ["k2-subset" in plot for plot in plots] == [True, False]
 
 
 def test_what_was_published_and_not_measured_stays_visible(project):
@@ -150,7 +169,7 @@ def test_seeds_are_one_line_with_students_interval(project):
     [row] = [line for line in page.splitlines() if line.startswith("| k2; ")]
     assert "| 88.33 ± 3.79 (n = 3) | 91.4 | 88.36 | 50.00 ± 0.00 (n = 3) |" in row
     links = [f"[seed {n}](results/imdb-k2-seed{n}.json)" for n in (1, 2, 3)]
-    assert f"| {'; '.join(links)}; CPU |" in row
+    assert f"| {'; '.join(links)}; GPU |" in row
     curves = (project / "reports/imdb.svg").read_text(encoding="utf-8")
     assert curves.count("k2, 3 runs") >= 1 and "seed 2" not in curves
 
@@ -191,7 +210,7 @@ def test_the_overview_has_of_each_task_the_row_that_is_best_on_dev(project):
     assert "\n- 1: as published\n" in readme and "\n- 1: as published ([seed 1](" in page
     assert "| IMDb, accuracy in % | 87.12 | 91.4 | 88.36 | best-small; " in readme
     pooled = report_tasks.IMDB["pooled"].model  # as row best was, before the name changed hands
-    assert "; changed | 2 |" in readme and f"\n- 2: {pooled}; 5,000" in readme
+    assert "; own model | 2 |" in readme and f"\n- 2: {pooled}; 5,000" in readme
     assert "| Penn Treebank, perplexity | 117.9 | 78.3 | 108.86 | zoneout-small; " in readme
     assert "| IWSLT German-English, BLEU | - | 19.41 | 12.34 | no record yet | - |" in readme
 
@@ -436,9 +455,9 @@ def test_every_suite_has_its_section_in_reports_only(project):
     for line in (
         "| model | part | share | ms |\n| --- | --- | --- | --- |\n| QRNN | RNN | 0.31 | - |",
         "| pool, 320 | 46% / 79% | 46% |",
-        "| peer, mode \\ batch, length, units | 2, 4, 8 |",
-        "| A, forward | 1.26 / 2.50 |",
-        "- B: not here",
+        "| peer, mode \\ batch, length, units | 2, 4, 8 |\n",
+        "| A, forward | 1.26 / 2.50 |\n",
+        "- A: out of memory\n- B: not here",
         "| batch | length | units | dtype | ours | nn.LSTM | as torchqrnn |",
         "| 8 | 9 | 7 | float32 | 1.0 | 1.5 | 4.0 |",
         "| units | 3.46 |",
