@@ -3,12 +3,12 @@
     figure4      a QRNN layer against nn.LSTM, the grid of the paper's Figure 4 (right)
     ptb-step     where a language model's training step spends its time, Figure 4 (left)
     scan         the recurrences alone, against a copy of as many bytes
-    peers        h_t = f_t h_{t-1} + x_t, against other projects' kernels
     memory       the most that forward and backward of a layer hold (CUDA only)
     growth       how a layer's time grows with length, batch and units
     convolution  the layer's way to its pre-activations, which it chooses by shape, against each
     translation  characters a second in training, QRNN and LSTM (needs joeynmt)
     reviews      reviews a second in training, QRNN and LSTM (needs allennlp)
+    peers        h_t = f_t h_{t-1} + x_t, against other projects' kernels
 
 All of them without a name. Every result of ours and of other kernels is verified before it is
 timed, in float64 but for the translation's. Times on a CPU appear as ratios only, of things that
@@ -40,12 +40,12 @@ SUITES: dict[str, Callable[[Device, float], Iterator[Row]]] = {
     "figure4": figure4,
     "ptb-step": ptb_step,
     "scan": scan,
-    "peers": peers,
     "memory": memory,
     "growth": growth,
     "convolution": convolution,
     "translation": translation,
     "reviews": reviews,
+    "peers": peers,
 }
 
 

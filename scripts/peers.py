@@ -10,7 +10,6 @@ import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
-from itertools import product
 from typing import NamedTuple
 
 import torch
@@ -82,6 +81,23 @@ def compiled() -> Peer:
     return Peer((0, 1, 2), lambda f, x: (f, x), from_zero, most_steps=64)
 
 
+def associative_scan() -> Peer:
+    """torch's own, of which it makes other code for each shape."""
+    scan = import_module("torch._higher_order_ops.associative_scan").associative_scan
+
+    def combined(early: tuple[Tensor, Tensor], late: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
+        (f, x), (g, y) = early, late
+        return f * g, g * x + y
+
+    def from_zero(f: Tensor, x: Tensor) -> Tensor:
+        mode = "pointwise" if f.is_cuda else "generic"
+        h: Tensor = scan(combined, (f, x), 0, combine_mode=mode)[1]
+        return h
+
+    compiled = torch.compile(from_zero, dynamic=False)
+    return Peer((0, 1, 2), lambda f, x: (f, x), compiled)
+
+
 PEERS: dict[str, Callable[[], Peer]] = {
     "fla HGRN recurrent": lambda: hgrn("fla.ops.hgrn", "fused_recurrent_hgrn"),
     "fla HGRN chunk": lambda: hgrn("fla.ops.hgrn", "chunk_hgrn"),
@@ -90,20 +106,22 @@ PEERS: dict[str, Callable[[], Peer]] = {
     "SRU": sru,
     "torchqrnn ForgetMult": forget_mult,
     "torch.compile of the loop": compiled,
+    "torch.compile of associative_scan": associative_scan,
 }
 """Name to a function that finds the peer; it raises whatever keeps the peer from being used."""
 
-MANY = 128  # steps, of which no peer but torch.compile makes other kernels than of more
+OF_EACH_SHAPE = {"torch.compile of associative_scan"}  # needs its code anew
+MANY = 128  # steps, of which the other peers make no other kernels than of more
 SECONDS = 300  # that a process may compile
 
 
 def compile_side_by_side(shapes: Sequence[tuple[int, int, int]]) -> set[str]:
     """Has all peers put into their caches on disk what they compile at the first call.
 
-    In a process for each peer and H of the shapes (B, T, H), on a GPU: one after the other they
-    would take minutes. Returns the peers that took more than SECONDS, which must not be used: they
-    may wait without end, as torch does for the lock of a build that was killed. Which of the others
-    fails, and why, shows where it is measured.
+    In a process for each peer and H of the shapes (B, T, H), or for each shape, on a GPU: one after
+    the other they would take minutes. Returns the peers that took more than SECONDS, which must not
+    be used: they may wait without end, as torch does for the lock of a build that was killed. Which
+    of the others fails, and why, shows where it is measured.
     """
     shortest = {shape[2]: shape for shape in sorted(shapes, key=lambda s: s[1], reverse=True)}
     # which kernel is fastest fla has to find out, and remember, with nothing beside it
@@ -119,8 +137,13 @@ def compile_side_by_side(shapes: Sequence[tuple[int, int, int]]) -> set[str]:
         if run.returncode == 124:
             late.add(name)
 
+    tasks = [
+        (name, shape)
+        for name in PEERS
+        for shape in (shapes if name in OF_EACH_SHAPE else shortest.values())
+    ]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        list(pool.map(compile_one, product(PEERS, shortest.values())))
+        list(pool.map(compile_one, tasks))
     return late
 
 
@@ -129,7 +152,8 @@ def first_call(name: str, B: int, T: int, H: int, device: str) -> None:
     peer = PEERS[name]()
     if T > peer.most_steps:
         return
-    f, x = torch.rand(2, min(T, MANY), B, H, device=device)
+    steps = T if name in OF_EACH_SHAPE else min(T, MANY)
+    f, x = torch.rand(2, steps, B, H, device=device)
     native = [peer.native(value).detach() for value in peer.inputs(f, x)]
     with torch.no_grad():
         peer.scan(*native)

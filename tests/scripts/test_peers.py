@@ -89,9 +89,12 @@ def test_the_first_call_goes_forward_and_backward(monkeypatch):
     assert seen == [((128, 2, 3), False), ((128, 2, 3), True)]
     peers.first_call("A", 2, 201, 3, "cpu")
     assert len(seen) == 2
+    monkeypatch.setattr(peers, "OF_EACH_SHAPE", {"A"})
+    peers.first_call("A", 2, 130, 3, "cpu")
+    assert seen[2] == ((130, 2, 3), False)
 
 
-def test_each_peer_is_compiled_for_each_size_in_a_process_of_its_own(monkeypatch):
+def test_each_peer_is_compiled_for_each_size_or_shape_in_a_process_of_its_own(monkeypatch):
     commands = []
 
     def run(command, **_):
@@ -99,10 +102,11 @@ def test_each_peer_is_compiled_for_each_size_in_a_process_of_its_own(monkeypatch
         return subprocess.CompletedProcess(command, 1)
 
     monkeypatch.setattr(peers, "PEERS", dict.fromkeys("AB"))
+    monkeypatch.setattr(peers, "OF_EACH_SHAPE", {"B"})
     monkeypatch.setattr(peers.subprocess, "run", run)
     assert not peers.compile_side_by_side([(8, 64, 4), (9, 128, 4), (1, 7, 5)])
-    of_each = [["8", "64", "4"], ["1", "7", "5"]]
-    assert sorted(commands) == sorted([name, *shape] for name in "AB" for shape in of_each)
+    of_each = ["A 8 64 4", "A 1 7 5", "B 8 64 4", "B 9 128 4", "B 1 7 5"]
+    assert sorted(map(" ".join, commands)) == sorted(of_each)
 
 
 def test_a_peer_that_does_not_end_compiling_is_ended_with_what_it_started(monkeypatch, tmp_path):
