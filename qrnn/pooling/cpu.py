@@ -308,16 +308,21 @@ def _launch(kernel: Kernel, rows: int, channels: int, work: int, *arguments: Any
         # in whole vectors: the rest of a row is rounded otherwise, and would depend on the cut
         width = max(1, -(-channels // (pieces * _BLOCK))) * _BLOCK
         calls = [(0, rows, j, min(j + width, channels)) for j in range(0, channels, width)]
-    others = []
-    try:
-        for call in calls[1:]:
-            others.append(_threads(os.getpid()).submit(kernel, *call, *arguments))
-    except RuntimeError:  # the main thread has ended, and with it Python's thread pools
-        pass
+    others, refused = [], None
+    for call in calls[1:]:
+        pool = _threads(os.getpid())
+        try:
+            others.append(pool.submit(kernel, *call, *arguments))
+        except RuntimeError:  # no thread can be started, or Python is about to end
+            refused = pool
+            break
     for call in (*calls[:1], *calls[1 + len(others) :]):
         kernel(*call, *arguments)
     for other in others:
         other.result()
+    if refused is not None:  # it may have queued the call all the same: not to be run later
+        _threads.cache_clear()
+        refused.shutdown()
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:

@@ -6,9 +6,11 @@ to be exact: half a unit of the type for the rounding of the result, which is al
 types need, and two units of float32 for the activations, at the largest value.
 """
 
+import os
 import subprocess
 import sys
 import textwrap
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -417,6 +419,35 @@ class TestThreads:
             tmp_path,
         )
         assert script.stdout == "True\n"
+
+    @pytest.mark.parametrize("refused", [1, 1000])
+    def test_works_where_no_thread_can_be_started(
+        self, refused: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """ThreadPoolExecutor queues a call before it has a thread for it."""
+        start, failed = threading.Thread.start, []
+
+        def limited(thread: threading.Thread) -> None:
+            if thread.name.startswith("qrnn") and len(failed) < refused:
+                failed.append(thread)
+                raise RuntimeError("can't start new thread")
+            start(thread)
+
+        gates = torch.randn(70, 4, 3 * 128)
+        options = (None, None, None, "fo", "forward", 0.0, False)
+        threads = torch.get_num_threads()
+        try:
+            torch.set_num_threads(4)
+            expected = cpu.pool(gates, *options)[0].clone()
+            cpu._threads.cache_clear()
+            monkeypatch.setattr(threading.Thread, "start", limited)
+            found = cpu.pool(gates, *options)[0]
+            assert failed and torch.equal(found, expected)
+            found.zero_()
+            cpu.pool(gates, *options)
+            assert cpu._threads(os.getpid())._work_queue.qsize() == 0 and not found.any()
+        finally:
+            torch.set_num_threads(threads)
 
     def test_works_after_fork(self, tmp_path: Path) -> None:
         run_script(
