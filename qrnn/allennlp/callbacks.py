@@ -131,8 +131,10 @@ class RandomState(TrainerCallback):
 
     AllenNLP reads through the epochs that are done, to draw from the loader what was drawn then,
     and misses what dropout and validation drew. Here the first epoch that is not done starts from
-    the state that the checkpoint was saved with, and the others are not read. A checkpoint from
-    the middle of an epoch is left to AllenNLP. Several processes all continue from the first's.
+    the state that the checkpoint was saved with, and the others are not read; the steps, which
+    AllenNLP counts as it reads, and by which schedulers set the rate, are kept as well. A
+    checkpoint from the middle of an epoch is left to AllenNLP. Several processes all continue from
+    the first's.
     """
 
     def __init__(self, serialization_dir: str) -> None:
@@ -140,7 +142,7 @@ class RandomState(TrainerCallback):
         self.saved: Optional[Dict[str, Any]] = None
 
     def state_dict(self) -> Dict[str, Any]:
-        return random_state()
+        return {"random": random_state(), "steps": self.trainer._total_batches_completed}
 
     def load_state_dict(self, state_dict: Dict[str, Any]) -> None:
         self.saved = state_dict
@@ -155,7 +157,8 @@ class RandomState(TrainerCallback):
             if epoch < trainer._start_after_epochs_completed:
                 return {}
             trainer._train_epoch = train_epoch
-            set_random_state(saved)
+            trainer._total_batches_completed = saved["steps"]
+            set_random_state(saved["random"])
             return train_epoch(epoch)
 
         trainer._train_epoch = resume

@@ -82,9 +82,15 @@ def results(directory):
 
 
 @pytest.mark.parametrize("killed", ["before", "after"])
-@pytest.mark.parametrize("average", [None, "exponential_average"])
-def test_killed_between_two_files_it_ends_as_if_undisturbed(here, killed, average):
-    options = {"moving_average": {"type": average, "decay": 0.5}} if average else {}
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"moving_average": {"type": "exponential_average", "decay": 0.5}},
+        {"learning_rate_scheduler": {"type": "linear_with_warmup", "warmup_steps": 2}},
+    ],
+)
+def test_killed_between_two_files_it_ends_as_if_undisturbed(here, killed, options):
     whole, directory = here / "whole", here / "killed"
     assert train(whole, **options) == 0
     assert train(directory, killed=killed, **options) == -signal.SIGKILL
