@@ -35,7 +35,8 @@ class QRNNAttentionDecoder(RecurrentDecoder):
             without qrnn takes every unknown type for a GRU, but no unknown attention.
         hidden_dropout: rate on h_t, which the softmax layer reads; there is no other layer after
             the attention that it could be on.
-        freeze: whether training leaves the parameters, the softmax layer's too, as they are.
+        freeze: whether training leaves the parameters as they are, the softmax layer's too unless
+            they are the embeddings' (tied_softmax).
 
     Raises:
         ValueError, TypeError: for an option of the wrong type or value, by name.
@@ -142,6 +143,8 @@ class QRNNAttentionDecoder(RecurrentDecoder):
     def _init_hidden(self, encoder_final: Tensor | None = None) -> Packed:
         """For beam search: as forward's `hidden`, but (1, B, .) as joeynmt wants it here."""
         assert encoder_final is not None
+        # of fp16, which joeynmt turns on for the encoder and for each step, but not here
+        encoder_final = encoder_final.to(self.output_layer.weight.dtype)
         changing, condition = self._pack(self.stack.initial_state(encoder_final.transpose(0, 1)))
         return changing.transpose(0, 1), condition.transpose(0, 1)
 

@@ -1,5 +1,6 @@
 """The paper's ranking of finished translations (Bradbury et al. 2016, equation 9)."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -20,7 +21,8 @@ class Alpha(float):
 
     def __new__(cls, alpha: float) -> "Alpha":
         check_number("beam_alpha", alpha)
-        check(alpha >= 0, "beam_alpha", 'at least 0 with beam_ranking: "qrnn"', alpha)
+        expected = 'a finite number from 0 on with beam_ranking: "qrnn"'
+        check(0 <= alpha < math.inf, "beam_alpha", expected, alpha)
         return super().__new__(cls, alpha)
 
     def __str__(self) -> str:

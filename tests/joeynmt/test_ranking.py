@@ -47,6 +47,19 @@ def test_search_ranks_by_it(alpha):
     assert bool(reordered) == (alpha > 0)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@torch.no_grad()
+def test_search_under_autocast(dtype):
+    """As fp16 does it: joeynmt's encoder and each step run under it, what is between does not."""
+    model, made = shaken(), batch(SOURCES, TARGETS)
+    autocast = {"device_type": "cpu", "dtype": dtype, "enabled": True}
+    options = {"n_best": 1, "return_prob": "hyp"}
+    found, scores, _ = search(model, made, 7, 4, Alpha(0.6), **options, autocast=autocast)
+    expected, exact, _ = search(model, made, 7, 4, Alpha(0.6), **options)
+    assert found.tolist() == expected.tolist()
+    assert scores.ravel().tolist() == pytest.approx(exact.ravel().tolist(), rel=0.05)
+
+
 def test_what_stands_for_missing_translations_comes_last():
     """Unlike a lone <unk> that was found, whose score is another one."""
 
@@ -92,7 +105,8 @@ class TestConfig:
         ("options", "expected"),
         [
             ({"beam_ranking": "paper"}, "beam_ranking: expected .*, got 'paper'"),
-            ({"beam_ranking": "qrnn"}, "beam_alpha: expected at least 0 .*, got -1"),
+            ({"beam_ranking": "qrnn"}, "beam_alpha: expected a finite number from 0 on.*, got -1"),
+            ({"beam_ranking": "qrnn", "beam_alpha": float("inf")}, "beam_alpha: .*, got inf"),
             ({"beam_ranking": "qrnn", "beam_alpha": "big"}, "beam_alpha: expected a number"),
         ],
     )
