@@ -27,8 +27,9 @@ OURS = "qrnn"  # in a config: the type of an encoder and of a decoder, and beam_
 LOGGER = "joeynmt.qrnn"  # only loggers below joeynmt get its train.log
 CONFIG_ONLY = ("type", "embeddings")  # options that our classes do not see
 CLASS_ONLY = ("emb_size", "emb_dropout", "encoder", "vocab_size")  # those that joeynmt adds
-# what joeynmt has in model_dir when it builds the model
-BEFORE_TRAINING = {"config.yaml", "train.log", "src_vocab.txt", "trg_vocab.txt"}
+# what joeynmt has in model_dir when it begins to train, beside its tokenizers' own files; whatever
+# ends a training that has begun, it leaves a checkpoint
+BEFORE_TRAINING = {"config.yaml", "train.log", "src_vocab.txt", "trg_vocab.txt", "tensorboard"}
 
 
 def extend() -> None:
@@ -88,10 +89,16 @@ def _train(
         original(rank, world_size, cfg, skip_test)
     except Exception:
         folder = Path(cfg["model_dir"])
-        made = {path.name for path in folder.glob("*")}
+        made = {path.name for path in folder.glob("*")} - _tokenizer_files(cfg["data"])
         if rank == 0 and "config.yaml" in made and made <= BEFORE_TRAINING:
             shutil.rmtree(folder)
         raise
+
+
+def _tokenizer_files(data: dict[str, Any]) -> set[str]:
+    """The names under which joeynmt copies them into model_dir."""
+    options = [(data[side].get("tokenizer_cfg") or {}).values() for side in ("src", "trg")]
+    return {Path(value).name for values in options for value in values if isinstance(value, str)}
 
 
 def _check_data(cfg: dict[str, Any]) -> None:

@@ -20,7 +20,19 @@ from joeynmt.training import TrainManager
 from qrnn.checkpoints import random_state, set_random_state
 
 # of what _keep writes, beside joeynmt's own
-KEPT = {"is_min_lr", "batches", "random", "random_of_epoch", "validations", "best_state"}
+KEPT = {
+    "is_min_lr",
+    "batches",
+    "random",
+    "random_of_epoch",
+    "validations",
+    "best_state",
+    "settings",
+}
+# options that may be others when training goes on
+FREE = {"epochs", "max_updates", "load_model", "load_encoder", "load_decoder", "keep_best_ckpts"}
+FREE |= {"reset_best_ckpt", "reset_scheduler", "reset_optimizer", "reset_iter_state"}
+FREE |= {"logging_freq", "validation_freq", "print_valid_sents"}
 
 
 class ResumableConfig(TrainConfig):
@@ -52,27 +64,32 @@ class ResumableTraining(TrainManager):
     The file is a checkpoint of joeynmt's with more entries: `batches`, how many of the epoch are
     done; `random` and `random_of_epoch`, the random number generators' states now and when the
     epoch began; `validations`, the lines of validations.txt; `best_state`, the weights that were
-    best on dev, or None. Ctrl-C ends the process.
+    best on dev, or None; `settings`, the model and the options in words. Ctrl-C ends the process.
 
     Raises:
         ConfigurationError: for several processes, for a file in model_dir, which joeynmt empties,
-            and for one that is no such file, or of another training than the config's.
+            and for one that is no such file, or of another model or training than the config's.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.file = self.args.state_file
+    def __init__(
+        self, *args: Any, model: Any, model_dir: Path, train_args: ResumableConfig, **kwargs: Any
+    ) -> None:
+        self.file = train_args.state_file
         if use_ddp():
             raise ConfigurationError("training: state_file is for training in one process")
         place = self.file.resolve()
-        if self.model_dir.resolve() in (place, *place.parents):
+        if model_dir.resolve() in (place, *place.parents):
             raise self.wrong(
-                f"a place outside of model_dir {self.model_dir}, which is emptied when training "
-                "starts"
+                f"a place outside of model_dir {model_dir}, which is emptied when training starts"
             )
-        self.report = Path(self.model_dir) / "validations.txt"
+        options = train_args._asdict()
+        self.settings = {name: str(options[name]) for name in options.keys() - FREE}
+        self.settings["bucket"] = str(getattr(train_args.batch_size, "bucket", None))
+        self.settings["model"] = repr(model)
+        self.restored = self._read(train_args.epochs) if self.file.exists() else None
+        self.report = model_dir / "validations.txt"
         self.best_state: dict[str, torch.Tensor] | None = None
-        self.restored: dict[str, Any] | None = None
+        super().__init__(*args, model=model, model_dir=model_dir, train_args=train_args, **kwargs)
 
     @property
     def train_iter(self) -> Any:
@@ -85,18 +102,15 @@ class ResumableTraining(TrainManager):
     def train_and_validate(self, train_data: Any, valid_data: Any) -> None:
         # joeynmt would catch it and end as if training were over
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-        if self.file.exists():
-            self.restored = self._read()
+        if self.restored:
             self.stats.load_state_dict(self.restored["stats_state"])  # the epoch to begin with
-            if self.stats.epochs > self.args.epochs:
-                raise self.wrong(f"one of at most {self.args.epochs} epochs, as training: epochs")
         super().train_and_validate(train_data, valid_data)
         self._keep()
 
     def wrong(self, expected: str) -> ConfigurationError:
         return ConfigurationError(f"training: state_file: expected {expected}, got {self.file}")
 
-    def _read(self) -> dict[str, Any]:
+    def _read(self, epochs: int) -> dict[str, Any]:
         try:
             found = torch.load(self.file, map_location="cpu")
         except Exception as error:  # torch's are of many types, and do not name the file
@@ -104,6 +118,12 @@ class ResumableTraining(TrainManager):
             raise self.wrong(f"a file that torch.load can read ({told})") from error
         if not isinstance(found, dict) or not found.keys() >= KEPT:
             raise self.wrong("a file that this option made")
+        for name, value in sorted(self.settings.items()):
+            if found["settings"].get(name) != value:
+                told = f" ({value}; it has {found['settings'].get(name)})"
+                raise self.wrong(f"one with the same {name}{'' if name == 'model' else told}")
+        if found["stats_state"]["epochs"] > epochs:
+            raise self.wrong(f"one of at most {epochs} epochs, as training: epochs")
         return found
 
     def _validate(self, valid_data: Any) -> None:
@@ -126,6 +146,7 @@ class ResumableTraining(TrainManager):
             "random_of_epoch": self.train_iter.random,
             "validations": self.report.read_text("utf-8") if self.report.exists() else "",
             "best_state": self.best_state,
+            "settings": self.settings,
         }
         self.file.parent.mkdir(parents=True, exist_ok=True)
         part = self.file.with_name(f"{self.file.name}.part")

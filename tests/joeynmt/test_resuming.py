@@ -281,6 +281,27 @@ def test_a_state_of_more_epochs_is_refused(here):
         train(settings(here, "qrnn", epochs=2))
 
 
+@pytest.mark.parametrize(
+    ("part", "change", "expected"),
+    [
+        ("training", {"learning_rate": 0.1}, r"same learning_rate \(0.1; it has 0.003\)"),
+        ("training", {"optimizer": "sgd"}, r"same optimizer \(sgd; it has adam\)"),
+        ("training", {"bucket": None}, "same bucket"),
+        ("encoder", {"reverse_source": False}, "same model,"),
+        ("encoder", {"hidden_size": 8}, "same model,"),
+    ],
+)
+def test_a_state_of_another_training_is_refused(here, part, change, expected):
+    assert ended(train, settings(here, "qrnn", updates=7)) == 0
+    before = (here / "state.ckpt").read_bytes()
+    config = settings(here, "qrnn")
+    (config["training"] if part == "training" else config["model"][part]).update(change)
+    with pytest.raises(ConfigurationError, match=f"state_file: expected one with the {expected}"):
+        train(config)
+    assert (here / "state.ckpt").read_bytes() == before
+    assert not list(Path(config["model_dir"]).glob("*.ckpt"))
+
+
 def test_several_processes_are_refused(here):
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{here}/rendezvous", rank=0, world_size=1

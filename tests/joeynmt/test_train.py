@@ -93,7 +93,8 @@ def test_where_training_cannot_begin_nothing_stays(project, module, env, changes
     ("names", "stays"),
     [
         (compat.BEFORE_TRAINING, False),
-        ({"config.yaml", "train.log", "tensorboard"}, True),
+        (compat.BEFORE_TRAINING | {"bpe.codes"}, False),
+        (compat.BEFORE_TRAINING | {"0.ckpt"}, True),
         ({"train.log"}, True),  # not made by joeynmt's command
     ],
 )
@@ -103,8 +104,10 @@ def test_a_model_dir_in_which_training_began_stays(tmp_path, names, stays):
 
     for name in names:
         (tmp_path / name).touch()
+    codes = {"tokenizer_cfg": {"codes": "data/bpe.codes", "dropout": 0.1}}
+    config = {"model_dir": str(tmp_path), "data": {"src": codes, "trg": {"tokenizer_cfg": None}}}
     with pytest.raises(ValueError, match="no"):
-        compat._train(fails, 0, None, {"model_dir": str(tmp_path), "data": {"src": {}, "trg": {}}})
+        compat._train(fails, 0, None, config)
     assert tmp_path.exists() == stays
 
 
