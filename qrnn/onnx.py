@@ -1,12 +1,13 @@
 """ONNX export: what the operators of `qrnn.pooling` become, with ONNX's Scan for the recurrence.
 
     torch.onnx.export(
-        rnn.eval(), (x,), "rnn.onnx", dynamo=True, custom_translation_table=qrnn.onnx.TRANSLATIONS,
+        rnn.eval(), (x,), "rnn.onnx", dynamo=True, custom_translation_table=TRANSLATIONS,
         dynamic_shapes=({0: torch.export.Dim("steps"), 1: torch.export.Dim("batch")},),
     )
 
-It needs what the extra qrnn[onnx] installs. The model runs wherever Scan does, onnxruntime for one,
-on any number of steps from 1 on.
+after `from qrnn.onnx import TRANSLATIONS`. It needs what the extra qrnn[onnx] installs. The model
+runs wherever Scan does, onnxruntime for one, on any number of steps from 1 on. As in torch, what is
+of a 16-bit type is computed in float32.
 """
 
 from collections.abc import Callable
@@ -65,9 +66,16 @@ def scan_reverse(f: Real, x: Real, h0: Real) -> tuple[Real, Real]:
     return h, last
 
 
+def _wide(x: Any) -> Any:
+    """x, in float32 if its type has 16 bits."""
+    narrow = x is not None and x.dtype in (TensorProto.FLOAT16, TensorProto.BFLOAT16)
+    return op.Cast(x, to=TensorProto.FLOAT) if narrow else x
+
+
 def linear_recurrence(f: Any, x: Any, h0: Any, reverse: bool) -> Any:
     """qrnn::linear_recurrence."""
-    return (scan_reverse if reverse else scan_forward)(f, x, h0)[0]
+    h, _ = (scan_reverse if reverse else scan_forward)(*map(_wide, (f, x, h0)))
+    return op.CastLike(h, x)
 
 
 def pool(
@@ -84,7 +92,8 @@ def pool(
     """qrnn::pool, in evaluation."""
     if seed is not None:
         raise ValueError("zoneout: an exported model draws none; call eval() before the export")
-    D, G = DIRECTIONS[direction], GATES[pooling]
+    D, G, given = DIRECTIONS[direction], GATES[pooling], gates
+    gates, c0 = _wide(gates), _wide(c0)
     zero, one = op.CastLike(0.0, gates), op.CastLike(1.0, gates)
     gates_TBDGH = op.Reshape(gates, [0, 0, D, G, -1])
     steps = op.Sub(op.Shape(gates, start=0, end=1), op.Constant(value_ints=[abs(shift)]))
@@ -123,12 +132,13 @@ def pool(
         h.append(cells[d] if pooling == "f" else where_valid(op.Mul(op.Sigmoid(rest[0]), c), zero))
         h_n.append(last(h[d], reverse))
     kept = cells if keep_cells and pooling != "f" else [op.CastLike(op.ConstantOfShape([0]), gates)]
-    return (
+    results = (
         op.Concat(*h, axis=2),
         op.Concat(*kept, axis=-1),
         op.Concat(*h_n, axis=0),
         op.Concat(*c_n, axis=0),
     )
+    return tuple(op.CastLike(result, given) for result in results)
 
 
 TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {

@@ -247,6 +247,16 @@ class TestONNX:
         found = self.session(rnn, (x,), None)(x)
         torch.testing.assert_close(found, flat(rnn(x)), rtol=0, atol=1e-13)
 
+    def test_float16_is_computed_in_float32(self) -> None:
+        """A long memory adds up steps that are too small for float16 beside the sum."""
+        rnn = QRNN(1, 1, kernel_size=1, pooling="f", forget_bias=8.0).half()
+        x = torch.ones(2000, 1, 1, dtype=torch.float16)
+        for found, expected in zip(self.session(rnn, (x,), None)(x), flat(rnn(x)), strict=True):
+            torch.testing.assert_close(found, expected, rtol=2e-3, atol=0)
+        args = torch.full_like(x, 0.9995), x / 2**11, x[0] / 2
+        found, expected = self.session(Recurrence(), args, None)(*args), Recurrence()(*args)
+        torch.testing.assert_close(found, flat(expected), rtol=2e-3, atol=0)
+
     def test_streaming_step_by_step(self) -> None:
         rnn = make(kernel_size=3)
         args, dynamic = streaming(rnn)
