@@ -43,6 +43,13 @@ class OtherDataError(Exception):
     """The config trains on another corpus than the experiment's."""
 
 
+def json_object(text: str) -> dict[str, Any]:
+    found = json.loads(text)
+    if not isinstance(found, dict):
+        raise argparse.ArgumentTypeError(f"expected a JSON object, got {text}")
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("experiment", choices=sorted(FRAMEWORKS))
@@ -53,7 +60,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument(
         "--overrides",
-        type=json.loads,
+        type=json_object,
         default={},
         help='JSON, as in allennlp -o: {"trainer.num_epochs": 2}',
     )

@@ -129,8 +129,8 @@ class AWDLanguageModel(StreamModel):
             penalty = penalty + self.temporal_penalty * h.diff(dim=0).square().mean()
         return x, tuple(states), penalty
 
-    def scale(self, total: Tensor, steps: int, batch_size: int) -> Tensor:
-        return total / (steps * batch_size)
+    def scale(self, total: Tensor, batch_size: int, words: int) -> Tensor:
+        return total / words
 
     def _dropped(self, x: Tensor, rate: float) -> Tensor:
         """Dropout of x (T, B, .) with the same mask at every step."""
@@ -215,6 +215,10 @@ class NTASGD(TrainerCallback):
         is_primary: bool = True,
         **kwargs: Any,
     ) -> None:
+        if METRIC not in metrics:
+            raise ConfigurationError(
+                f"nt_asgd: expected a model whose metrics have {METRIC}, got {', '.join(metrics)}"
+            )
         assert self.average is not None
         before = self.perplexities[: -self.window]
         if before and metrics[METRIC] > min(before):
@@ -232,11 +236,17 @@ class NTASGD(TrainerCallback):
 @TrainerCallback.register("rate_by_length")
 class RateByLength(TrainerCallback):
     """For each step, the learning rate times the piece's steps over `bptt` (Merity et al. 2017,
-    section 4.1): with pieces of random length, and a loss per word, short ones would count more."""
+    section 4.1): with pieces of random length, and a loss per word, short ones would count more.
+
+    The model's output has the piece's "steps". bptt: at least 1.
+    """
 
     def __init__(self, serialization_dir: str, bptt: int) -> None:
         super().__init__(serialization_dir)
+        if bptt < 1:
+            raise ConfigurationError(f"rate_by_length: bptt: expected at least 1, got {bptt}")
         self.bptt = bptt
+        self.steps = bptt
         self.rates: List[float] = []
 
     def on_start(self, trainer: Any, is_primary: bool = True, **kwargs: Any) -> None:
@@ -246,27 +256,26 @@ class RateByLength(TrainerCallback):
                 f"one piece, got {several}"
             )
         super().on_start(trainer, is_primary, **kwargs)
+        # right at the step: schedulers set the rate between on_backward and there
+        trainer.optimizer.register_step_pre_hook(self._scale)
+        trainer.optimizer.register_step_post_hook(self._restore)
 
     def on_backward(
         self, trainer: Any, batch_outputs: Dict[str, Any], backward_called: bool, **kwargs: Any
     ) -> bool:
-        groups = trainer.optimizer.param_groups
-        self.rates = [group["lr"] for group in groups]
-        for group in groups:
-            group["lr"] *= batch_outputs["steps"] / self.bptt
+        if "steps" not in batch_outputs:
+            raise ConfigurationError(
+                "rate_by_length: expected a model whose output has steps, such as a language "
+                f"model, got {type(trainer.model).__name__}"
+            )
+        self.steps = batch_outputs["steps"]
         return False
 
-    def on_batch(
-        self,
-        trainer: Any,
-        batch_inputs: Any,
-        batch_outputs: Any,
-        batch_metrics: Any,
-        epoch: int,
-        batch_number: int,
-        is_training: bool,
-        **kwargs: Any,
-    ) -> None:
-        if is_training:
-            for group, rate in zip(trainer.optimizer.param_groups, self.rates, strict=True):
-                group["lr"] = rate
+    def _scale(self, optimizer: Any, *arguments: Any) -> None:
+        self.rates = [group["lr"] for group in optimizer.param_groups]
+        for group in optimizer.param_groups:
+            group["lr"] *= self.steps / self.bptt
+
+    def _restore(self, optimizer: Any, *arguments: Any) -> None:
+        for group, rate in zip(optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = rate

@@ -188,8 +188,8 @@ def _check_config(config: Any) -> None:
 def _weights(config: Any) -> Iterator[str]:
     """The files of all initializers in a config."""
     if isinstance(config, dict):
-        if "weights_file_path" in config:
-            yield config["weights_file_path"]
+        if isinstance(file := config.get("weights_file_path"), str):
+            yield file
         config = list(config.values())
     if isinstance(config, list):
         for part in config:

@@ -159,7 +159,7 @@ class QRNNSeq2VecEncoder(_Encoder, Seq2VecEncoder):
         for head in self.heads:
             if head == "last":
                 vectors.append(h_n[-directions:].transpose(0, 1).flatten(1))
-            elif head == "max":
+            elif head == "max" and output.shape[1]:  # of no steps all heads are zero
                 top = output.masked_fill(~mask[:, :, None], -torch.inf).amax(1)
                 vectors.append(top.masked_fill(~mask.any(1)[:, None], 0))
             else:  # the padding of `output` is zero

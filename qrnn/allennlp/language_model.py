@@ -142,8 +142,8 @@ class StreamModel(Model):
         """tokens (T, B) to the softmax's inputs (T, B, H), the state to go on with, a penalty."""
         raise NotImplementedError
 
-    def scale(self, total: Tensor, steps: int, batch_size: int) -> Tensor:
-        """The loss to optimise, from the sum over all words of -log p."""
+    def scale(self, total: Tensor, batch_size: int, words: int) -> Tensor:
+        """The loss to optimise, from the sum of -log p over all the batch's words."""
         raise NotImplementedError
 
     def negative_log_likelihood(self, hidden: Tensor, targets: Tensor) -> Tensor:
@@ -173,7 +173,7 @@ class StreamModel(Model):
         total = self.negative_log_likelihood(output, targets)
         stream.nats += total.item()  # waits for a GPU, as the trainer does for every loss
         stream.tokens += targets.numel()
-        loss = self.scale(total, T, B) + penalty
+        loss = self.scale(total, B, targets.numel()) + penalty
         return {"loss": loss, "tokens": targets.numel(), "steps": T}
 
     def get_metrics(self, reset: bool = False) -> Dict[str, float]:
@@ -253,7 +253,7 @@ class LanguageModel(StreamModel):
         output, state = self.rnn(x, state)
         return F.dropout(output, self.dropout, self.training), state, 0.0
 
-    def scale(self, total: Tensor, steps: int, batch_size: int) -> Tensor:
+    def scale(self, total: Tensor, batch_size: int, words: int) -> Tensor:
         return total / batch_size
 
 

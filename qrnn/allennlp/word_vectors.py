@@ -27,6 +27,12 @@ def vectors_source(file: str) -> Tuple[str, Optional[Dict[str, str]]]:
         return f"{file}, not prepared by scripts/vectors.py", None
 
 
+def _is_there(file: Optional[str]) -> bool:
+    if file is not None and "://" in file:
+        raise ConfigurationError(f"pretrained_file: expected a local file, got {file}")
+    return file is not None and Path(file).exists()
+
+
 @contextmanager
 def _named(file: str, dim: int) -> Iterator[None]:
     """Makes an error in reading vectors of size `dim` one that names the file."""
@@ -77,7 +83,7 @@ class WordVectorsVocabulary(Vocabulary):
         min_count: Optional[Dict[str, int]] = None,
         vocab_namespace: str = "tokens",
     ) -> "WordVectorsVocabulary":
-        found = pretrained_file is not None and Path(pretrained_file).exists()
+        found = _is_there(pretrained_file)
         if found:
             assert pretrained_file is not None
             with _named(pretrained_file, 0), EmbeddingsTextFile(pretrained_file):
@@ -103,7 +109,8 @@ class WordVectors(Embedding):
     is zero. Words without a vector in the file start from N(m, s) with its vectors' mean and
     standard deviation.
 
-    pretrained_file: lines "word x_1 ... x_d", also .gz; None for random vectors without a warning.
+    pretrained_file: a local one of lines "word x_1 ... x_d", also .gz; None for random vectors
+        without a warning.
     dropout: rate on the elements of the result, in training.
     """
 
@@ -118,7 +125,7 @@ class WordVectors(Embedding):
     ) -> None:
         if not 0 <= dropout < 1:
             raise ConfigurationError(f"dropout: expected 0 <= dropout < 1, got {dropout}")
-        found = pretrained_file is not None and Path(pretrained_file).exists()
+        found = _is_there(pretrained_file)
         if pretrained_file is not None and not found:
             if not trainable:
                 raise ConfigurationError(

@@ -1,6 +1,7 @@
 import copy
 import math
 import random
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,8 @@ from allennlp.common import Params
 from allennlp.common.checks import ConfigurationError
 from allennlp.data import Vocabulary
 from allennlp.models import Model
-from allennlp.training import Checkpointer, GradientDescentTrainer
+from allennlp.training import Checkpointer, GradientDescentTrainer, TrainerCallback
+from allennlp.training.learning_rate_schedulers import NoamLR
 from torch.nn import functional as F
 
 from qrnn.allennlp import NTASGD, RateByLength, TokenStreamLoader, TokenStreamReader
@@ -70,6 +72,9 @@ def test_the_loss_by_hand(corpus):
     assert model.train()(**batch)["loss"].item() == pytest.approx((mean + penalties).item())
     assert model.eval()(**batch)["loss"].item() == pytest.approx(mean.item())
     assert model.get_metrics()["perplexity"] == pytest.approx(math.exp(mean.item()))
+    mask = torch.rand(batch["tokens"].shape) < 0.5  # of lines, which have other lengths
+    some = F.cross_entropy(scores[mask], batch["targets"][mask])
+    assert model(**batch, mask=mask)["loss"].item() == pytest.approx(some.item())
     # one step has no difference to be penalised
     first = {"tokens": batch["tokens"][:1], "targets": batch["targets"][:1], "start": True}
     assert model.train()(**first)["loss"].isfinite()
@@ -266,6 +271,8 @@ def test_nt_asgd_says_what_it_cannot_work_with(corpus):
     trainer._validation_data_loader = None
     with pytest.raises(ConfigurationError, match="no validation data"):
         trainer.train()
+    with pytest.raises(ConfigurationError, match="have validation_perplexity, got validation_acc"):
+        NTASGD("").on_epoch(trainer, {"validation_accuracy": 0.5}, 0)
 
 
 def test_the_rate_goes_with_the_length_of_the_piece(corpus):
@@ -286,6 +293,44 @@ def test_the_rate_goes_with_the_length_of_the_piece(corpus):
     assert trainer.optimizer.param_groups[0]["lr"] == 0.7
     for p, q in zip(model.parameters(), hand.parameters(), strict=True):
         torch.testing.assert_close(p, q, rtol=1e-10, atol=1e-12)
+
+
+class Rates(TrainerCallback):
+    """Notes the rate of each step."""
+
+    def on_start(self, trainer, is_primary=True, **kwargs):
+        self.seen = []
+        trainer.optimizer.register_step_pre_hook(
+            lambda optimizer, *_: self.seen.append(optimizer.param_groups[0]["lr"])
+        )
+
+
+def test_the_rate_goes_with_the_length_beside_a_scheduler(corpus):
+    seen = []
+    for callbacks in ([], [RateByLength("", bptt=5)]):
+        rates = Rates("")
+        trainer = trainer_of(build(corpus), loader(corpus, 5, 4), corpus, [*callbacks, rates], 2)
+        trainer._learning_rate_scheduler = NoamLR(trainer.optimizer, 4, warmup_steps=3)
+        trainer.train()
+        seen.append(rates.seen)
+        shutil.rmtree(corpus.parent / "run")
+    plain, scaled = seen
+    assert len({*plain}) > 4
+    assert scaled == pytest.approx(
+        [rate * n / 5 for rate, n in zip(plain, [5, 5, 5, 3] * 2, strict=True)]
+    )
+
+
+@pytest.mark.parametrize("bptt", [0, -35])
+def test_a_length_is_positive(bptt):
+    with pytest.raises(ConfigurationError, match=f"bptt: expected at least 1, got {bptt}"):
+        RateByLength("", bptt=bptt)
+
+
+def test_the_length_has_to_be_known(corpus):
+    trainer = trainer_of(build(corpus), loader(corpus, 5, 4), corpus, [], 1)
+    with pytest.raises(ConfigurationError, match=r"output has steps.*got AWDLanguageModel"):
+        RateByLength("", bptt=5).on_backward(trainer, {"loss": torch.ones(1)}, False)
 
 
 def test_the_rate_is_of_one_piece_a_step(corpus):

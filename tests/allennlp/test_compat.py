@@ -294,6 +294,11 @@ class TestCommands:
         with pytest.raises(ConfigurationError, match=r"options run_sanity_check$"):
             train(str(config))
 
+    def test_an_initializer_may_have_no_file(self, train, tmp_path):
+        config = tmp_path / "mine.jsonnet"
+        config.write_text('{"model": {"initializer": {"weights_file_path": null}}}')
+        assert train(str(config), "-s", str(tmp_path / "run"))
+
     def test_evaluate_and_predict_are_untouched(self):
         from allennlp.commands.subcommand import Subcommand
 

@@ -82,6 +82,13 @@ def test_no_mask_means_no_padding():
     torch.testing.assert_close(vector(x, None), vector(x, full))
 
 
+def test_vectors_of_no_steps_are_zero():
+    vector = QRNNSeq2VecEncoder(input_size=5, hidden_size=7, heads=["last", "mean", "max"])
+    x, mask = torch.randn(2, 0, 5), torch.ones(2, 0, dtype=torch.bool)
+    for found in (vector(x, mask), vector(x, None)):
+        assert found.shape == (2, 21) and not found.any()
+
+
 @pytest.mark.parametrize("bidirectional", [False, True])
 def test_vectors_are_the_last_valid_state_and_the_pools_of_valid_steps(bidirectional):
     encoder = QRNNSeq2VecEncoder(

@@ -42,6 +42,14 @@ def test_a_missing_file_is_a_loud_warning_and_a_random_start(vocabulary, tmp_pat
         embedder(vocabulary, pretrained_file=path, trainable=False)
 
 
+def test_a_url_is_refused(vocabulary):
+    url = "https://nlp.stanford.edu/data/glove.txt.gz"
+    with pytest.raises(ConfigurationError, match=r"expected a local file, got https://nlp"):
+        embedder(vocabulary, pretrained_file=url)
+    with pytest.raises(ConfigurationError, match=r"expected a local file, got https://nlp"):
+        word_vectors.WordVectorsVocabulary.from_instances([], pretrained_file=url)
+
+
 @pytest.fixture
 def file(tmp_path):
     """Vectors of two words of the vocabulary and of one that is not in it, as vectors.py writes."""

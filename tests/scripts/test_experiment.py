@@ -224,17 +224,18 @@ def test_what_failed_and_how_is_said(commands, monkeypatch, status, text):
 
 
 @pytest.mark.parametrize(
-    ("config", "row", "told"),
+    ("arguments", "told"),
     [
-        ("missing.jsonnet", "k2", "there is no missing.jsonnet"),
-        ("x.jsonnet", "k 2", "--row: expected letters, digits"),
-        ("x.yaml", "k2", "config: expected a file *.jsonnet, got x.yaml"),
+        ("missing.jsonnet --row k2", "there is no missing.jsonnet"),
+        ("x.jsonnet --row /k", "--row: expected letters, digits"),
+        ("x.yaml --row k2", "config: expected a file *.jsonnet, got x.yaml"),
+        ("x.jsonnet --row k2 --overrides [1]", "--overrides: expected a JSON object, got [1]"),
     ],
 )
-def test_what_cannot_end_well_is_not_begun(commands, monkeypatch, capsys, config, row, told):
+def test_what_cannot_end_well_is_not_begun(commands, monkeypatch, capsys, arguments, told):
     Path("x.jsonnet").touch()
     Path("x.yaml").touch()
-    monkeypatch.setattr(sys, "argv", ["experiment.py", "imdb", config, "--row", row])
+    monkeypatch.setattr(sys, "argv", ["experiment.py", "imdb", *arguments.split()])
     with pytest.raises(SystemExit):
         experiment.main()
     assert told in capsys.readouterr().err and not commands.called
