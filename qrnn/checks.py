@@ -83,7 +83,8 @@ def check_lengths(
         raise TypeError(f"{argument}: expected integers, got {lengths.dtype}")
     check(lengths.shape == (batch,), argument, f"shape {(batch,)}", tuple(lengths.shape))
     on_cpu = lengths.device.type == "cpu"
-    check(on_cpu or lengths.device == device, argument, f"device {device} or cpu", lengths.device)
+    expected = "device cpu" if device.type == "cpu" else f"device {device} or cpu"
+    check(on_cpu or lengths.device == device, argument, expected, lengths.device)
     if on_cpu and batch and not torch.compiler.is_compiling() and not operator.is_transformed():
         values = lengths.tolist()
         check(

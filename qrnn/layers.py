@@ -131,15 +131,15 @@ class QRNNLayer(nn.Module):
         self.kernel_size = kernel_size
         self.pooling = pooling
         self.masked = masked
-        self.zoneout = zoneout
+        self.zoneout = float(zoneout)
         self.zoneout_eval = zoneout_eval
         self.weight_dropout = float(weight_dropout)
         self.forget_bias = forget_bias
         self.directions = 2 if bidirectional else 1
         rows = self.directions * GATES[pooling] * hidden_size
-        self.weight = nn.Parameter(
-            torch.empty(rows, kernel_size * input_size, device=device, dtype=dtype)
-        )
+        weight = torch.empty(rows, kernel_size * input_size, device=device, dtype=dtype)
+        check_floating("dtype", weight)
+        self.weight = nn.Parameter(weight)
         self.bias = nn.Parameter(torch.empty(rows, device=device, dtype=dtype)) if bias else None
         self.reset_parameters()
 
@@ -512,7 +512,9 @@ class QRNN(nn.Module):
             return self._forward_packed(input, hx)
         if isinstance(input, Tensor) and input.dim() == 2:
             return self._forward_unbatched(input, hx, lengths)
-        if isinstance(input, Tensor) and input.dim() == 3 and self.batch_first:
+        if isinstance(input, Tensor):
+            check(input.dim() == 3, "input", "2 or 3 dimensions", tuple(input.shape))
+        if isinstance(input, Tensor) and self.batch_first:
             output, state = self._forward(input.transpose(0, 1), hx, lengths)
             return output.transpose(0, 1), state
         return self._forward(input, hx, lengths)
@@ -548,10 +550,11 @@ class QRNN(nn.Module):
     ) -> tuple[Tensor, State]:
         check(lengths is None, "lengths", "None for a single sequence", lengths)
         if isinstance(state, (tuple, list)) and not isinstance(state, QRNNState):
+            shape = (len(self._layers) * self._layers[0].directions, self.hidden_size)
             for name, value in zip(("state h", "state c"), state, strict=False):
                 check_floating(name, value)
-                expected = "2 dimensions for a single sequence"
-                check(value.dim() == 2, name, expected, tuple(value.shape))
+                expected = f"shape {shape} for a single sequence"
+                check(value.shape == shape, name, expected, tuple(value.shape))
             state = tuple(value[:, None] for value in state)
         output, state = self._forward(x[:, None], state, None)
         if not isinstance(state, QRNNState):

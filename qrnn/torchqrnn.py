@@ -141,7 +141,7 @@ class QRNNLayer(nn.Module):
         self.window = window
         self.input_size = input_size
         self.hidden_size = hidden_size
-        self.zoneout = zoneout
+        self.zoneout = float(zoneout)
         self.save_prev_x = save_prev_x
         self.prevX: Tensor | None = None
         self.output_gate = output_gate

@@ -1122,15 +1122,17 @@ MISUSES: dict[str, tuple[Callable[[], Any], type[Exception], str, str, str]] = {
         build(forget_bias=np.nan),
         ValueError, "forget_bias", "a finite number", "nan",
     ),
+    "dtype complex": (build(dtype=torch.complex64), TypeError, "dtype", "float32", "complex64"),
+    "dtype of integers": (build(dtype=torch.int32), TypeError, "dtype", "float32", "int32"),
     "forget_bias string": (build(forget_bias="1"), TypeError, "forget_bias", "a number", "str"),
     # input
     "input list": (call([[0.0]]), TypeError, "input", "a Tensor", "list"),
     "input array": (call(np.zeros((5, 2, 3))), TypeError, "input", "a Tensor", "ndarray"),
     "input integers": (call(torch.zeros(5, 2, 3).long()), TypeError, "input", "float32", "int64"),
-    "input of 1 dimension": (call((3,)), ValueError, "input", "3 dimensions", "(3,)"),
+    "input of 1 dimension": (call((3,)), ValueError, "input", "2 or 3 dim", "(3,)"),
     "input of 4 dimensions": (
         call((5, 2, 3, 1)),
-        ValueError, "input", "3 dimensions", "(5, 2, 3, 1)",
+        ValueError, "input", "2 or 3 dimensions", "(5, 2, 3, 1)",
     ),
     "input size": (call((5, 2, 4)), ValueError, "input", "a last dimension of 3", "4"),
     "input size of one sequence": (
@@ -1188,11 +1190,15 @@ MISUSES: dict[str, tuple[Callable[[], Any], type[Exception], str, str, str]] = {
     ),
     "state with batch for one sequence": (
         call((5, 3), state((1, 1, 4), (1, 1, 4))),
-        ValueError, "state h", "2 dimensions", "(1, 1, 4)",
+        ValueError, "state h", "(1, 4) for a single sequence", "(1, 1, 4)",
     ),
     "state c with batch for one sequence": (
         call((5, 3), state((1, 4), (1, 1, 4))),
-        ValueError, "state c", "2 dimensions", "(1, 1, 4)",
+        ValueError, "state c", "(1, 4) for a single sequence", "(1, 1, 4)",
+    ),
+    "state layers of one sequence": (
+        call((5, 3), state((1, 4), (1, 4)), num_layers=2),
+        ValueError, "state h", "(2, 4) for a single sequence", "(1, 4)",
     ),
     "state of the packed batch": (
         call(PACKED, state((1, 5, 4), (1, 5, 4))),
