@@ -20,15 +20,8 @@ from joeynmt.training import TrainManager
 from qrnn.checkpoints import random_state, set_random_state
 
 # of what _keep writes, beside joeynmt's own
-KEPT = {
-    "is_min_lr",
-    "batches",
-    "random",
-    "random_of_epoch",
-    "validations",
-    "best_state",
-    "settings",
-}
+KEPT = {"is_min_lr", "batches", "random", "random_of_epoch", "validations", "best_state"}
+KEPT |= {"settings"}
 # options that may be others when training goes on
 FREE = {"epochs", "max_updates", "load_model", "load_encoder", "load_decoder", "keep_best_ckpts"}
 FREE |= {"reset_best_ckpt", "reset_scheduler", "reset_optimizer", "reset_iter_state"}
