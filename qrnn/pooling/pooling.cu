@@ -469,7 +469,7 @@ template <typename T, int G, bool DRAWN> struct Gates {
 };
 
 template <typename T, int G, bool DRAWN, bool RELAYED>
-__global__ BOUNDS(T, RELAYED, 3) void pool_forward(
+__global__ BOUNDS(T, RELAYED, RELAYED && sizeof(T) == 2 && G < 4 ? 4 : 3) void pool_forward(
     Shape shape, u64* words, Zoneout zoneout, const T* gates, const T* c0, T* h, T* cells, T* h_n,
     T* c_n) {
   typedef typename wide<T>::type A;
