@@ -165,6 +165,9 @@ def peers(device: Device, seconds: float) -> Iterator[Row]:
                 yield {**row, "reason": f"not measured for T > {peer.most_steps}"}
                 continue
             backward = mode == PASSES[1]
+            if backward and peer.forward_only:
+                yield {**row, "reason": peer.forward_only}
+                continue
             sets = rotation(device, [(T, B, H)] * (2 + backward), torch.float32)
             for f, *_ in sets:
                 f.sigmoid_()

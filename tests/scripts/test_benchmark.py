@@ -143,6 +143,14 @@ def test_a_peer_that_is_absent_wrong_or_too_slow_has_a_reason_and_no_ratio(monke
     assert [row["ratio"] for row in table].count(None) == len(table) - 2
 
 
+def test_a_peer_without_gradients_is_measured_forward(monkeypatch):
+    forward = itself()._replace(forward_only="its gradient is wrong")
+    monkeypatch.setattr(benchmark_scans.neighbours, "PEERS", {"itself": lambda: forward})
+    rows = {row["mode"]: row for row in benchmark.peers(timing.Cpu(), 0.0)}
+    assert rows["forward"]["ratio"] > 0
+    assert rows["forward+backward"]["reason"] == "its gradient is wrong"
+
+
 def test_a_peer_that_does_not_end_compiling_is_not_touched(monkeypatch):
     gpu = Accelerated()
     gpu.kind = "cuda"
@@ -152,7 +160,7 @@ def test_a_peer_that_does_not_end_compiling_is_not_touched(monkeypatch):
     )
     monkeypatch.setitem(benchmark_scans.neighbours.PEERS, "itself", None)
     reasons = {row["peer"]: row["reason"] for row in benchmark.peers(gpu, 0.0)}
-    assert reasons["itself"] == "not compiled within 300 s"
+    assert reasons["itself"] == f"not compiled within {benchmark_scans.neighbours.SECONDS} s"
     assert reasons["absent"] == "No module named 'absent'"
 
 

@@ -54,7 +54,7 @@ def test_every_layout_gives_the_same_recurrence(name, monkeypatch):
         stand_in.__dict__.update(names)
         monkeypatch.setitem(sys.modules, module.partition(".")[0], ModuleType("parent"))
         monkeypatch.setitem(sys.modules, module, stand_in)
-    monkeypatch.setattr(torch, "compile", lambda function, dynamic: function)
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
     f = torch.rand(5, 3, 2, dtype=torch.float64, requires_grad=True)
     x, grad = torch.randn(2, 5, 3, 2, dtype=torch.float64)
     x.requires_grad_()
@@ -90,8 +90,9 @@ def test_the_first_call_goes_forward_and_backward(monkeypatch):
     peers.first_call("A", 2, 201, 3, "cpu")
     assert len(seen) == 2
     monkeypatch.setattr(peers, "OF_EACH_SHAPE", {"A"})
+    peer = peer._replace(forward_only="wrong")
     peers.first_call("A", 2, 130, 3, "cpu")
-    assert seen[2] == ((130, 2, 3), False)
+    assert seen[2:] == [((130, 2, 3), False)]
 
 
 def test_each_peer_is_compiled_for_each_size_or_shape_in_a_process_of_its_own(monkeypatch):
