@@ -10,7 +10,6 @@ overrides or data.
 """
 
 import argparse
-import fcntl
 import json
 import os
 import shlex
@@ -24,7 +23,7 @@ from typing import Any
 import records
 import with_allennlp
 import with_joeynmt
-from files import read_json, write_atomically
+from files import alone, read_json, write_atomically
 
 FRAMEWORKS: dict[str, ModuleType] = {
     "imdb": with_allennlp,
@@ -74,6 +73,9 @@ def main() -> None:
     suffixes = (".yaml", ".yml") if joeynmt else (".jsonnet", ".json")
     if arguments["config"].suffix not in suffixes:
         parser.error(f"config: expected a file *{suffixes[0]}, got {arguments['config']}")
+    if arguments["results"].resolve() == arguments["runs"].resolve():
+        parser.error("--results: expected another folder than --runs")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # which ends what it started as well
     try:
         print(run(**arguments))
     except subprocess.CalledProcessError as error:
@@ -125,14 +127,7 @@ def run(
                 f"not with {json.dumps(other)}: delete it, or give another --runs"
             )
 
-    runs.mkdir(parents=True, exist_ok=True)
-    with open(started.with_suffix(".lock"), "a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise BlockingIOError(f"another process is at work on {directory}") from error
-        # what it starts may outlive it, and is then still at work
-        os.set_inheritable(lock.fileno(), True)
+    with alone(directory):
         framework.train(config, directory, seed, overrides or {}, begun)
         if experiment not in UNTESTED:
             framework.evaluate(directory)

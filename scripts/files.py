@@ -1,7 +1,10 @@
-"""Files that have their final name only when they are complete."""
+"""Files that have their final name only when they are complete, and folders of one process."""
 
+import fcntl
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -13,6 +16,20 @@ def write_atomically(path: Path, text: str) -> None:
         file.write(text)
         sync(file)
     rename(part, path)
+
+
+@contextmanager
+def alone(directory: Path) -> Iterator[None]:
+    """Raises BlockingIOError while another process, or what it started, is at work on it."""
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with open(beside(directory, ".lock"), "a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise BlockingIOError(f"another process is at work on {directory}") from error
+        # what it starts may outlive it, and is then still at work
+        os.set_inheritable(lock.fileno(), True)
+        yield
 
 
 def read_json(file: Path) -> dict[str, Any]:

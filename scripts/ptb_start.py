@@ -12,13 +12,14 @@ their biases, with them the perplexity, swing from step to step.
 
 import argparse
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import records
 import with_allennlp
-from files import read_json
+from files import alone, read_json
 
 CONFIG = Path("configs/ptb.jsonnet")
 RATE = 0.35
@@ -63,14 +64,23 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--results", type=Path, default=records.RESULTS)
-    print(compare(**vars(parser.parse_args())))
+    try:
+        print(compare(**vars(parser.parse_args())))
+    except (BlockingIOError, subprocess.CalledProcessError) as error:
+        sys.exit(f"error: {error}")
 
 
 def compare(size: int, epochs: int, seed: int, runs: Path, results: Path) -> Path:
+    folder = runs / f"ptb-start-{size}-{epochs}epochs-seed{seed}"
+    with alone(folder):
+        return _compare(size, epochs, seed, folder, results)
+
+
+def _compare(size: int, epochs: int, seed: int, folder: Path, results: Path) -> Path:
     seconds = 0.0
     table = []
     for number, (weights, forget_bias, regexes) in enumerate(choices(size)):
-        directory = runs / f"ptb-start-{size}-{epochs}epochs-seed{seed}" / str(number)
+        directory = folder / str(number)
         overrides: dict[str, Any] = {
             "model.rnn.input_size": size,
             "model.rnn.hidden_size": size,

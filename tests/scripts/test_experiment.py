@@ -229,6 +229,7 @@ def test_what_failed_and_how_is_said(commands, monkeypatch, status, text):
         ("missing.jsonnet --row k2", "there is no missing.jsonnet"),
         ("x.jsonnet --row /k", "--row: expected letters, digits"),
         ("x.yaml --row k2", "config: expected a file *.jsonnet, got x.yaml"),
+        ("x.jsonnet --row k2 --runs a --results ./a", "--results: expected another folder than"),
         ("x.jsonnet --row k2 --overrides [1]", "--overrides: expected a JSON object, got [1]"),
     ],
 )

@@ -1,6 +1,8 @@
 import json
 
+import files
 import ptb_start
+import pytest
 from allennlp.common import Params
 from allennlp.data import Vocabulary
 from allennlp.models import Model
@@ -33,6 +35,17 @@ def test_each_choice_is_trained_and_tabled(tmp_path, monkeypatch):
     seen = [(row["weights"], row["forget_bias"]) for row in record["table"][::3]]
     assert seen == [(weights, bias) for weights, bias, _ in ptb_start.choices(200)]
     assert len(set(seen)) == count
+
+
+def test_a_second_one_leaves_the_first_alone(tmp_path, monkeypatch):
+    first, moment = tmp_path / "ptb-start-200-3epochs-seed5", tmp_path / "moment"
+
+    def train(*arguments):
+        raise AssertionError
+
+    monkeypatch.setattr(ptb_start.with_allennlp, "train", train)
+    with files.alone(first), pytest.raises(BlockingIOError, match=r"at work on .*/ptb-start-200-3"):
+        ptb_start.compare(200, 3, 5, tmp_path, moment)
 
 
 def test_the_start_values_are_those_named():
