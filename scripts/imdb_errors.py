@@ -73,7 +73,7 @@ def measure(runs: list[Path], results: Path) -> Path:
         results,
         {
             "experiment": "imdb-errors",
-            "row": "dev",
+            "row": "dev" if data["official"] else "dev-not-official",
             "seed": None,
             "table": table,
             "data": data,

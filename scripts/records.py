@@ -22,6 +22,7 @@ from files import write_atomically
 SCHEMA = 1
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path("reports/results")
+TITLE = "QRNN: results"  # of the report
 PACKAGES = (
     *("qrnn", "torch", "numba", "numpy", "allennlp", "joeynmt", "sacrebleu"),
     *("cupy-cuda12x", "cupy-cuda13x"),
@@ -120,13 +121,14 @@ def is_default(results: Path) -> bool:
 
 def report_folder(text: str) -> Path:
     """What --results is given where the report is rendered into it. Refuses a folder where that
-    would overwrite a README.md that is no report, or the committed report."""
+    would overwrite a README.md or index.html that is no report, or the committed report."""
     folder = Path(text)
     if folder.resolve() == RESULTS.parent.resolve():
         raise argparse.ArgumentTypeError(f"{text} holds the report of {RESULTS}: name that folder")
-    readme = folder / "README.md"
-    if readme.exists() and not readme.read_text("utf-8", "replace").startswith("# Results\n"):
-        raise argparse.ArgumentTypeError(f"{readme} is no report, and would be overwritten")
+    for name, mark in (("README.md", "# Results\n"), ("index.html", f"<title>{TITLE}</title>")):
+        page = folder / name
+        if page.exists() and mark not in page.read_text("utf-8", "replace")[:1000]:
+            raise argparse.ArgumentTypeError(f"{page} is no report, and would be overwritten")
     return folder
 
 

@@ -23,7 +23,6 @@ from files import write_atomically
 from report_page import Figure, Items, Link, Mark, Paragraph, Part, Section, Table
 
 REPORTS = Path("reports")
-TITLE = "QRNN: results"
 PLOT_IN_README = "bench-figure4"
 RECORD = re.compile(r"(\]\(|href=\")results/")  # how a link to one begins
 EXPLAINED = (
@@ -67,7 +66,7 @@ def render(results: Path = records.RESULTS) -> None:
     told += "is the same as one page that needs no other file."
     pages = {
         "README.md": f"# Results\n\n{told}\n\n{parts}\n",
-        "index.html": report_page.page(TITLE, opening.parts, sections),
+        "index.html": report_page.page(records.TITLE, opening.parts, sections),
     }
     plots = {
         f"{part.name}.svg": part.svg
@@ -90,7 +89,9 @@ def render(results: Path = records.RESULTS) -> None:
     for file, content in files.items():
         write_atomically(file, content)
     for plot in folder.glob("*.svg"):
-        if plot.name not in plots and report_plots.made_here(plot.read_text(encoding="utf-8")):
+        if plot.name in plots or not plot.is_file():
+            continue
+        if report_plots.made_here(plot.read_text("utf-8", "replace")):
             plot.unlink()
 
 

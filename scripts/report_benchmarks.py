@@ -21,7 +21,9 @@ def section(experiment: str, found: Mapping[str, dict[str, Any]]) -> Section:
     parts: list[Part] = []
     for name, record in found.items():
         if record["experiment"] == experiment:
-            about = "; ".join(filter(None, [record["device"], record.get("note")]))
+            data = record["data"]
+            of_data = data["note"] if data and not data["official"] else None
+            about = "; ".join(filter(None, [record["device"], record.get("note"), of_data]))
             parts.append(Paragraph((f"{about}:",)))
             for part in render(record["table"]):
                 parts.append(replace(part, records=[name]) if isinstance(part, Table) else part)

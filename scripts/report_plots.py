@@ -39,10 +39,12 @@ def made_here(svg: str) -> bool:
 def _rendered(draw: Callable[P, Any]) -> Callable[P, str]:
     @functools.wraps(draw)
     def render(*args: P.args, **kwargs: P.kwargs) -> str:
-        from matplotlib import rc_context  # slow to import
+        from matplotlib import rc_context, rcdefaults, rcParams  # slow to import
 
         file = io.StringIO()
-        with rc_context(STYLE):
+        with rc_context():
+            rcdefaults()  # whatever a matplotlibrc says
+            rcParams.update(STYLE)
             about = {"Date": None, "Creator": CREATOR}
             draw(*args, **kwargs).savefig(file, format="svg", metadata=about)
         return file.getvalue()

@@ -15,6 +15,7 @@ def _or_null(kind: Kind) -> Kind:
 
 TEXT: Kind = ("a string", lambda value: isinstance(value, str))
 NUMBER: Kind = ("a number", records.is_number)
+TRUTH: Kind = ("true or false", lambda value: isinstance(value, bool))
 POSITIVE: Kind = ("a positive number", lambda v: records.is_number(v) and v > 0)
 SHAPE = dict.fromkeys(("batch", "length", "units"), NUMBER)
 
@@ -109,6 +110,9 @@ def check(name: str, record: Mapping[str, Any]) -> None:
     if experiment in TABLES:
         if not record.get("table"):
             raise records.RecordError(f"{name}: table: expected rows")
+        if data := record["data"]:
+            _need(name, "data.", data, {"official": TRUTH})
+            _need(name, "data.", data, {} if data["official"] else {"note": TEXT})
         for n, line in enumerate(record["table"]):
             _need(name, f"table[{n}].", line, TABLES[experiment])
             # of a column that only some records have, the first row says whether this one has

@@ -234,6 +234,13 @@ def test_data_that_is_not_official_says_so(project):
     assert "| data: a stand-in; 5,000 reviews; word vectors: none |" in page
 
 
+def test_a_table_of_data_that_is_not_official_says_so(project):
+    data = {"name": "ptb", "official": False, "note": "NOT OFFICIAL DATA: generated"}
+    records.write(records.RESULTS, START | {"data": data})
+    _, page = rendered(project)
+    assert "GPU; 5,000 reviews; NOT OFFICIAL DATA: generated:" in page
+
+
 def test_a_translation_is_rendered_with_its_curves_and_attention(project):
     path = records.write(records.RESULTS, TRANSLATION)
     _, page = rendered(project)
@@ -285,13 +292,13 @@ def write_all(results):
 
 def test_plots_that_no_record_makes_any_more_are_removed_and_no_others(project):
     path = records.write(records.RESULTS, TRANSLATION)
-    other = project / "reports/drawn-by-hand.svg"
-    other.write_text("<svg/>", encoding="utf-8")
+    (project / "reports/drawn-by-hand.svg").write_text("<svg>é</svg>", encoding="latin-1")
+    (project / "reports/lost.svg").symlink_to("nowhere")
     report.render()
     path.unlink()
     report.render()
     left = sorted(file.name for file in (project / "reports").glob("*.svg"))
-    assert left == ["drawn-by-hand.svg", "imdb.svg"]
+    assert left == ["drawn-by-hand.svg", "imdb.svg", "lost.svg"]
 
 
 def changed(record, part, **fields):
@@ -307,6 +314,7 @@ UNFIT = {
     "metrics.dev_accuracy": RECORD | {"metrics": {"test_accuracy": 0.5}},
     "history[0].seconds": RECORD | {"history": [{"validation_accuracy": 1}]},
     "data.vectors": RECORD | {"data": {"official": True}},
+    "data.official": START | {"data": {"name": "ptb"}},
     "data.note": RECORD | {"data": {"official": False, "vectors": "none"}},
     "attention": TRANSLATION | {"attention": TRANSLATION["attention"] | {"weights": [[0.25]]}},
     "data.fingerprint": RECORD | {"data": RECORD["data"] | {"fingerprint": ["0"]}},
@@ -362,10 +370,13 @@ def test_records_of_another_folder_have_their_report_beside_them(project, monkey
         ("reports", "reports holds the report of reports/results: name that folder"),
         ("reports/results/..", "reports/results/.. holds the report of"),
         (".", "README.md is no report, and would be overwritten"),
+        ("site", "site/index.html is no report, and would be overwritten"),
     ],
 )
-def test_a_folder_whose_readme_would_be_lost_is_refused(project, monkeypatch, capsys, folder, told):
+def test_a_folder_whose_page_would_be_lost_is_refused(project, monkeypatch, capsys, folder, told):
     rendered(project)
+    (project / "site").mkdir()
+    (project / "site/index.html").write_text("<!doctype html><title>Mine</title>")
     before = {file: file.read_bytes() for file in project.rglob("*.*") if file.is_file()}
     monkeypatch.setattr(sys, "argv", ["report.py", "--results", folder])
     with pytest.raises(SystemExit):
