@@ -33,7 +33,7 @@ import records
 import timing
 import torch
 import vectors
-from fetch import is_url
+from fetch import finished_meta, is_url
 from files import read_json
 from reproduce_rows import CPU, FULL, Row
 from reproduce_runner import Outcome, Runner, Step, duration, shown
@@ -205,18 +205,16 @@ def data_steps(options: Options) -> list[Step]:
         if name in options.only:
             lower = ("--lower",) if name == "iwslt" and options.lower else ()
             command = (f"scripts/{name}.py", *mirror, *lower)
-            meta = Path(f"data/{name}/meta.json")
-            stale = lower and meta.exists() and not read_json(meta)["lower"]
-            done = None if stale else meta
+            folder, recipe = Path(f"data/{name}"), {"lower": bool(lower)} if name == "iwslt" else {}
+            done = folder / "meta.json" if finished_meta(folder, recipe) else None
             hours, source = minutes / 60, "and the download"
             found.append(Step(f"data-{name}", command, done, (), hours, source, gigabytes))
     if "imdb" in options.only and options.vectors:
         learnt = options.vectors == vectors.WORD2VEC_NAME
         published = vectors.PUBLISHED.get(options.vectors)
-        about, reviews = Path(f"data/vectors/{options.vectors}.json"), Path("data/imdb/meta.json")
-        stale = about.exists() and not (
-            reviews.exists() and read_json(about)["data"] == read_json(reviews)["files"]
-        )
+        about = Path(f"data/vectors/{options.vectors}.json")
+        reviews = finished_meta(Path("data/imdb"), {}) or {"files": None}
+        stale = about.exists() and read_json(about)["data"] != reviews["files"]
         found.append(
             Step(
                 f"vectors-{options.vectors}",

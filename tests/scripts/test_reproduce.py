@@ -1,5 +1,6 @@
 """The plan of everything."""
 
+import hashlib
 import json
 import os
 import signal
@@ -142,20 +143,28 @@ def test_data_that_was_prepared_otherwise_is_to_do():
         found = {step.name: step.done for step in experiments}
         return {name: found[name] for name in ("data-iwslt", f"vectors-{reproduce.GLOVE}")}
 
+    def prepare(name: str, **told: bool) -> dict[str, str]:
+        Path(f"data/{name}/train").write_text("text")
+        files = {"train": hashlib.sha256(b"text").hexdigest()}
+        Path(f"data/{name}/meta.json").write_text(json.dumps({"files": files, **told}))
+        return files
+
     for name in ("imdb", "iwslt", "vectors"):
         Path("data", name).mkdir(parents=True)
     glove = Path(f"data/vectors/{reproduce.GLOVE}.json")
     assert done() == {"data-iwslt": False, f"vectors-{reproduce.GLOVE}": False}
-    Path("data/iwslt/meta.json").write_text('{"lower": false}')
-    Path("data/imdb/meta.json").write_text('{"files": {"train.jsonl": "1"}}')
-    glove.write_text('{"data": {"train.jsonl": "1"}}')
+    prepare("iwslt", lower=False)
+    glove.write_text(json.dumps({"data": prepare("imdb")}))
     assert done() == {"data-iwslt": True, f"vectors-{reproduce.GLOVE}": True}
     assert done(lower=True) == {"data-iwslt": False, f"vectors-{reproduce.GLOVE}": True}
-    Path("data/iwslt/meta.json").write_text('{"lower": true}')
-    glove.write_text('{"data": {"train.jsonl": "2"}}')
+    prepare("iwslt", lower=True)
+    Path("data/imdb/train").unlink()
     assert done(lower=True) == {"data-iwslt": True, f"vectors-{reproduce.GLOVE}": False}
-    Path("data/imdb/meta.json").unlink()
-    assert done() == {"data-iwslt": True, f"vectors-{reproduce.GLOVE}": False}
+    glove.write_text(json.dumps({"data": {"train": "of another text"}}))
+    prepare("imdb")
+    assert done() == {"data-iwslt": False, f"vectors-{reproduce.GLOVE}": False}
+    Path("data/iwslt/meta.json").write_text("{")
+    assert done(lower=True) == {"data-iwslt": False, f"vectors-{reproduce.GLOVE}": False}
 
 
 def test_other_vectors_are_a_row_of_their_own():
