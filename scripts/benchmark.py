@@ -70,6 +70,12 @@ def main() -> None:
     cannot = set() if device.kind == "cuda" else {"memory"}
     needs = {"translation": "joeynmt", "reviews": "allennlp"}
     cannot |= {suite for suite, package in needs.items() if find_spec(package) is None}
+    if named := cannot.intersection(arguments.suites):
+        parser.error(f"{', '.join(sorted(named))}: cannot be measured here, see --help")
+    try:
+        arguments.results.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        parser.error(f"--results: {error}")
     suites = arguments.suites or [name for name in SUITES if name not in cannot]
     with tempfile.TemporaryDirectory() as own:
         # torch would wait without end for the lock of an earlier run's build that was killed

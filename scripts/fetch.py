@@ -27,6 +27,7 @@ from files import beside, read_json, rename, sync, write_atomically
 from tqdm import tqdm
 
 CHUNK = 1 << 20  # bytes
+DAMAGE = (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, BadGzipFile, ValueError)
 TIMEOUT = (10, 60)  # seconds to connect, seconds without a byte
 TRIES = 5  # in a row without a single new byte
 PAUSE = 1.0  # seconds before the second try, doubled before each further one
@@ -135,7 +136,7 @@ def extract(archive: Path, target: Path) -> None:
             while tar.fileobj.read(CHUNK):
                 pass
         rename(part, target)
-    except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, BadGzipFile) as error:
+    except DAMAGE as error:
         raise FetchError(
             f"{archive} is damaged or incomplete ({error}): delete it and run the command again"
         ) from error
@@ -175,8 +176,8 @@ def finished_meta(out: Path, recipe: dict[str, Any]) -> dict[str, Any] | None:
             hashlib.sha256((out / name).read_bytes()).hexdigest() == digest
             for name, digest in meta["files"].items()
         )
-    except (FileNotFoundError, KeyError, json.JSONDecodeError):
-        return None
+    except (FileNotFoundError, KeyError, TypeError, AttributeError, ValueError):
+        return None  # missing, or not what was written
     return meta if intact and meta.items() >= recipe.items() else None
 
 

@@ -77,7 +77,8 @@ def project(tmp_path):
 def make(project, *arguments, failing="none"):
     """What Python was called with."""
     (project / "called").write_text("")
-    run("make", *arguments, cwd=project, env={**os.environ, "FAILING": failing})
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHON"}
+    run("make", *arguments, cwd=project, env={**environment, "FAILING": failing})
     return (project / "called").read_text()
 
 

@@ -193,10 +193,23 @@ def test_a_suite_that_fails_is_named_and_does_not_stop_the_others(
 
     monkeypatch.setattr(benchmark_layers, "QRNNLayer", Wrong)
     with pytest.raises(SystemExit) as stopped:
-        main("figure4", "scan", "memory", "growth", "--device", "cpu")
-    assert stopped.value.code == "failed: figure4, memory, growth"  # printed, exit status 1
+        main("figure4", "scan", "growth", "--device", "cpu")
+    assert stopped.value.code == "failed: figure4, growth"  # printed, exit status 1
     assert list(records.load(tmp_path)) == ["bench-scan-cpu.json"]
     assert "QRNNLayer: result 0 is off by 1.0e-03" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["memory", "--device", "cpu"], "memory: cannot be measured here"),
+        (["scan", "--device", "cpu", "--results", __file__], "--results: [Errno 17] File exists"),
+    ],
+)
+def test_what_cannot_be_measured_or_kept_is_not_begun(main, capsys, arguments, told):
+    with pytest.raises(SystemExit):
+        main(*arguments)
+    assert told in capsys.readouterr().err
 
 
 def test_rows_of_a_suite_that_does_not_end_are_kept_and_are_no_record(main, tmp_path, monkeypatch):

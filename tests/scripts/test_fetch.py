@@ -417,6 +417,22 @@ def test_unsafe_archives_are_refused(tmp_path, member):
     assert not Path("/tmp/qrnn-evil").exists()
 
 
+def test_a_name_that_cannot_be_is_damage(tmp_path):
+    content = bytearray(pack(tmp_path / "a.tar", ("a/bcd", b"x"), mode="w").read_bytes())
+    header = tarfile.TarInfo("a/bcd")
+    header.linkname, header.type, header.pax_headers = "", tarfile.REGTYPE, {"path": "a/\0d"}
+    archive = tmp_path / "data.tgz"
+    archive.write_bytes(header.tobuf(tarfile.PAX_FORMAT) + bytes(content[-1024:]))
+    with pytest.raises(FetchError, match=r"data\.tgz is damaged or incomplete"):
+        extract(archive, tmp_path / "out")
+
+
+@pytest.mark.parametrize("content", ["[]", "{", '{"files": []}', "\xff", '{"files": {"a": 1}}'])
+def test_a_meta_that_is_none_is_of_nothing_prepared(tmp_path, content):
+    (tmp_path / "meta.json").write_text(content, encoding="latin-1")
+    assert fetch.finished_meta(tmp_path, {}) is None
+
+
 @pytest.mark.parametrize("compress", [gzip.compress, lzma.compress])
 @pytest.mark.parametrize("damage", ["start", "middle", "checksum", "flipped", "no archive"])
 def test_damaged_archives_are_refused(tmp_path, compress, damage):
