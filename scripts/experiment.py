@@ -16,6 +16,8 @@ import shlex
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -76,8 +78,15 @@ def main() -> None:
     if arguments["results"].resolve() == arguments["runs"].resolve():
         parser.error("--results: expected another folder than --runs")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # which ends what it started as well
-    try:
+    with explained():
         print(run(**arguments))
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """Ends the program with a line on what went wrong, where `run` says it."""
+    try:
+        yield
     except subprocess.CalledProcessError as error:
         sys.exit(
             f"error: {shlex.join(error.cmd)} {ending(error.returncode)}, see above; the same "

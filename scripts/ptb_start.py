@@ -12,11 +12,11 @@ their biases, with them the perplexity, swing from step to step.
 
 import argparse
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import experiment
 import records
 import with_allennlp
 from files import alone, read_json
@@ -64,10 +64,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--results", type=Path, default=records.RESULTS)
-    try:
-        print(compare(**vars(parser.parse_args())))
-    except (BlockingIOError, subprocess.CalledProcessError) as error:
-        sys.exit(f"error: {error}")
+    arguments = vars(parser.parse_args())
+    with experiment.explained():
+        print(compare(**arguments))
 
 
 def compare(size: int, epochs: int, seed: int, runs: Path, results: Path) -> Path:

@@ -47,7 +47,8 @@ def main() -> None:
     for name, config, row in ROWS:
         if (path := records.path(RESULTS, name, row, seed=1)).exists():
             print(f"{path} is there from before; to train anew, delete {RUNS}")
-        experiment.run(name, Path(config), row, runs=RUNS, results=RESULTS)
+        with experiment.explained():
+            experiment.run(name, Path(config), row, runs=RUNS, results=RESULTS)
     show()
 
 
