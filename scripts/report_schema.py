@@ -111,8 +111,8 @@ def check(name: str, record: Mapping[str, Any]) -> None:
         if not record.get("table"):
             raise records.RecordError(f"{name}: table: expected rows")
         if data := record["data"]:
-            _need(name, "data.", data, {"official": TRUTH})
-            _need(name, "data.", data, {} if data["official"] else {"note": TEXT})
+            note = {} if data.get("official") else {"note": TEXT}
+            _need(name, "data.", data, {"official": TRUTH, **note})
         for n, line in enumerate(record["table"]):
             _need(name, f"table[{n}].", line, TABLES[experiment])
             # of a column that only some records have, the first row says whether this one has

@@ -328,8 +328,11 @@ def imdb(found: Records) -> Section:
         Column("seconds an epoch, GPU (paper's)", epoch_seconds, lambda told: told.paper_seconds),
     ]
     parts = table("imdb", caption, found, test, columns)
-    for name, whose in (("imdb", "the paper's models"), ("imdb-own", "this project's own models")):
-        group = [runs for runs in runs_of("imdb", found) if is_own(runs) == (name == "imdb-own")]
+    for name, whose, own in (
+        ("imdb", "the paper's models", False),
+        ("imdb-own", "this project's own models", True),
+    ):
+        group = [runs for runs in runs_of("imdb", found) if is_own(runs) == own]
         panel = report_plots.Panel(
             "accuracy on dev, %",
             labelled(group, _accuracy),
@@ -501,8 +504,7 @@ def overview(found: Records) -> Section:
                 continue
             here = metric(runs, task.test, task.digits, abs(task.scale))
             published = rows.get(runs.base, Published(""))
-            own = bool(published.model) and not published.is_result
-            about = ((published.model,) if own else ()) + deviations(runs)
+            about = ((published.model,) if is_own(runs) else ()) + deviations(runs)
             row: Line = (runs.row, *marks(runs))
             told = published.paper or paper
             note = str(len(notes) + 1)

@@ -201,20 +201,22 @@ def data_steps(options: Options) -> list[Step]:
     """Sizes and times are without the download."""
     mirror = ("--mirror", options.mirror) if options.mirror else ()
     found = []
+    prepared: dict[str, dict[str, Any] | None] = {}
     for name, minutes, gigabytes in (("imdb", 2, 0.22), ("ptb", 0.1, 0.01), ("iwslt", 0.5, 0.06)):
         if name in options.only:
             lower = ("--lower",) if name == "iwslt" and options.lower else ()
             command = (f"scripts/{name}.py", *mirror, *lower)
             folder, recipe = Path(f"data/{name}"), {"lower": bool(lower)} if name == "iwslt" else {}
-            done = folder / "meta.json" if finished_meta(folder, recipe) else None
+            prepared[name] = finished_meta(folder, recipe)
+            done = folder / "meta.json" if prepared[name] else None
             hours, source = minutes / 60, "and the download"
             found.append(Step(f"data-{name}", command, done, (), hours, source, gigabytes))
     if "imdb" in options.only and options.vectors:
         learnt = options.vectors == vectors.WORD2VEC_NAME
         published = vectors.PUBLISHED.get(options.vectors)
         about = Path(f"data/vectors/{options.vectors}.json")
-        reviews = finished_meta(Path("data/imdb"), {}) or {"files": None}
-        stale = about.exists() and read_json(about)["data"] != reviews["files"]
+        reviews = prepared["imdb"]
+        stale = about.exists() and not (reviews and read_json(about)["data"] == reviews["files"])
         found.append(
             Step(
                 f"vectors-{options.vectors}",
