@@ -26,6 +26,7 @@ TYPES = {
 }
 OLDEST_CUPY = 13
 LANES = 32  # as in pooling.cu: columns of a block
+MOST_ROWS = 65_535  # of a grid
 WARPS = {  # that fill a multiprocessor: as many as pooling.cu's BOUNDS leave registers for
     "pool_forward": 24,
     "pool_backward": 16,
@@ -41,12 +42,19 @@ PAIRS_FROM = {
     "recurrence": 36,
     "recurrence_backward": 36,
 }
+PAIRS_STEPS = {  # as in pooling.cu: of a slice of pairs where blocks hand on the state
+    "pool_forward": 8,
+    "pool_backward": 8,
+    "recurrence": 8,
+    "recurrence_backward": 8,
+}
 FEWEST_TILES = 4  # fewer do not make up for what it costs to hand the state on between blocks
 # Tiles after which a block hands its state on: about as many steps (of LANES columns) as the memory
 # moves meanwhile.
 INTERVAL_STEPS, MOST_INTERVAL = 6_000, 32
 SLIDING_WARPS = 8  # of a block that moves the convolution's windows; not tuned
 
+Grid = tuple[int, int, int]
 SHAPE = np.dtype(
     [(name, np.int64) for name in ("T", "B", "D", "H", "columns")]
     + [(name, np.int32) for name in ("groups", "tiles", "interval")]
@@ -83,14 +91,14 @@ class _Stream(NamedTuple):
 
 
 def _launch(
-    kernel: str, template: str, like: Tensor, blocks: int, warps: int, arguments: Sequence[Any]
+    kernel: str, template: str, like: Tensor, grid: Grid, warps: int, arguments: Sequence[Any]
 ) -> None:
     # torch.cuda's functions for these take as long as the launch
     device = like.get_device()
     here = torch._C._cuda_getDevice() == device
     stream = _Stream(torch._C._cuda_getCurrentRawStream(device))
     with nullcontext() if here else torch.cuda.device(device):
-        _function(kernel, template)((blocks,), (LANES, warps), arguments, stream=stream)
+        _function(kernel, template)(grid, (LANES, warps), arguments, stream=stream)
 
 
 @lru_cache(maxsize=1024)  # NumPy takes longer to make these than the GPU for a short scan
@@ -111,8 +119,11 @@ class _Plan(NamedTuple):
     interval: int  # tiles after which those hand the state on
 
     @property
-    def blocks(self) -> int:
-        return self.groups * (self.tiles if self.relayed else 1)
+    def grid(self) -> Grid:
+        """Blocks: the groups, and their tiles in two dimensions."""
+        tiles = self.tiles if self.relayed else 1
+        depth = -(-tiles // MOST_ROWS)
+        return self.groups, -(-tiles // depth), depth
 
 
 @lru_cache(maxsize=1024)
@@ -134,7 +145,7 @@ def _plan(kernel: str, size: int, parts: int, T: int, columns: int, processors: 
         fewest = 2 if size == 4 or kernel == "recurrence" else 1
         slices = max(1, min(max(fit, fewest), slices, -(-T // steps)))
     elif paired:
-        slices, steps = 4, 8
+        slices, steps = 4, PAIRS_STEPS[kernel]
     tiles = -(-T // (slices * steps))
     wanted = INTERVAL_STEPS // max(groups * slices * steps, 1)
     interval = min(1 << wanted.bit_length(), MOST_INTERVAL)
@@ -169,8 +180,7 @@ class _Grid:
         if size == 2 and H % 2 == 0 and all(v is None or v.data_ptr() % 4 == 0 for v in inputs):
             pairs = _plan(kernel, size, 2, T, B * D * H // 2, processors)
             warps = plan.groups * plan.slices
-            # a recurrence, with little to compute, takes no pairs where blocks hand on the state
-            if pairs.relayed and kernel != "recurrence":
+            if pairs.relayed:
                 warps *= plan.tiles
             if warps >= PAIRS_FROM[kernel] * processors:
                 H, kind, plan = H // 2, f"pair<{kind}>", pairs
@@ -182,7 +192,7 @@ class _Grid:
     def run(self, *arguments: Any) -> None:
         """Launches the kernel, with these arguments after its Shape and the words of its Relay."""
         plan, words = self.plan, None
-        if not plan.blocks:
+        if not plan.groups:
             return
         if plan.relayed:
             count = plan.tiles * plan.columns * plan.parts
@@ -190,7 +200,7 @@ class _Grid:
         values = [self.shape]
         for a in (words, *arguments):
             values.append(0 if a is None else a.data_ptr() if isinstance(a, Tensor) else a)
-        _launch(self.kernel, self.template, self.like, plan.blocks, plan.slices, values)
+        _launch(self.kernel, self.template, self.like, plan.grid, plan.slices, values)
 
 
 def _pool_grid(
@@ -321,4 +331,4 @@ def _slide(kernel: str, source: Tensor, target: Tensor, sizes: tuple[int, ...], 
         shape = _struct(WINDOWS, rows, T, B, I, k, before)
         arguments = (shape, source.data_ptr(), target.data_ptr())
         template = f"{TYPES[source.dtype]}, {each}"
-        _launch(kernel, template, source, blocks, SLIDING_WARPS, arguments)
+        _launch(kernel, template, source, (blocks, 1, 1), SLIDING_WARPS, arguments)

@@ -52,9 +52,9 @@ __device__ inline unsigned fence() {
       : "memory");
   return zero;
 }
-// A multiprocessor is to hold as many blocks of the largest size as Cut::resident says.
-#define BOUNDS(T, RELAYED, blocks) \
-  __launch_bounds__(LANES* Cut<T, RELAYED>::SLICES, Cut<T, RELAYED>::resident(blocks))
+// How many blocks of the largest size a multiprocessor is to hold, see Cut::resident.
+#define BOUNDS(T, RELAYED, blocks, pairs) \
+  __launch_bounds__(LANES* Cut<T, RELAYED>::SLICES, Cut<T, RELAYED>::resident(blocks, pairs))
 __device__ inline void barrier() { __syncthreads(); }
 __device__ inline void idle() {}
 template <typename T, int N> __device__ inline T* shared() {
@@ -134,13 +134,16 @@ template <typename T> struct wide { typedef float type; };
 template <> struct wide<double> { typedef double type; };
 template <typename T> struct wide<pair<T>> { typedef floats type; };
 
+const float LOG2_E2 = 2.88539008f;  // of e * e
+
 // Of the type that is stored: 16 bits need no more than the fast exponential.
 template <typename T> __device__ inline float sigmoid(float x) {
   return __fdividef(1.0f, 1.0f + (sizeof(T) == 2 ? __expf(-x) : expf(-x)));
 }
 template <typename T> __device__ inline double sigmoid(double x) { return 1.0 / (1.0 + exp(-x)); }
 template <typename T> __device__ inline float hyperbolic(float x) {
-  return sizeof(T) == 2 ? 1.0f - __fdividef(2.0f, 1.0f + __expf(2.0f * x)) : tanhf(x);
+  if (sizeof(T) > 2) return tanhf(x);
+  return fmaf(-2.0f, __fdividef(1.0f, 1.0f + exp2f(LOG2_E2 * x)), 1.0f);
 }
 template <typename T> __device__ inline double hyperbolic(double x) { return tanh(x); }
 template <typename T> __device__ inline floats sigmoid(floats x) {
@@ -184,22 +187,22 @@ struct Zoneout {
 
 const int LANES = 32;  // columns of a block
 
-// How tiles are cut: into at most SLICES (where they are RELAYED, just as many) of STEPS steps,
-// so that each value that is kept of them takes 32 bytes, or 64 for pairs in shared memory.
-// `resident(blocks)`: how many blocks a multiprocessor is to hold of a kernel of which it holds
-// `blocks` in float.
-template <typename T, bool RELAYED> struct Cut {
+// How tiles are cut: into at most SLICES (where they are RELAYED, just as many) of STEPS steps, so
+// that each value that is kept of them takes 32 bytes; for relayed pairs, of as many as is said.
+// `resident`: how many blocks a multiprocessor is to hold of a kernel of which it holds `blocks` in
+// float, and `pairs` of relayed pairs.
+template <typename T, bool RELAYED, int PAIRS_STEPS = 8> struct Cut {
   static const int SLICES = 8, STEPS = 32 / sizeof(typename wide<T>::type);
   __device__ static int slices() { return RELAYED ? SLICES : blockDim.y; }
-  static constexpr int resident(int blocks) {
+  static constexpr int resident(int blocks, int) {
     const bool paired = sizeof(T) == 4 && STEPS == 4;
     return sizeof(T) == 8 ? 2 : paired && blocks == 2 ? 3 : blocks;
   }
 };
-template <typename T> struct Cut<pair<T>, true> {
-  static const int SLICES = 4, STEPS = 8;
+template <typename T, int PAIRS_STEPS> struct Cut<pair<T>, true, PAIRS_STEPS> {
+  static const int SLICES = 4, STEPS = PAIRS_STEPS;
   __device__ static int slices() { return SLICES; }
-  static constexpr int resident(int blocks) { return blocks == 2 ? 4 : blocks == 3 ? 5 : 6; }
+  static constexpr int resident(int, int pairs) { return pairs; }
 };
 
 // 64-bit division is slow, and rarely needed.
@@ -213,16 +216,17 @@ struct Column {
   int b, d;
   bool exists, backwards;
 
-  __device__ Column(const Shape& s) {
-    tile = (int)blockIdx.x / s.groups;
-    n = (i64)((int)blockIdx.x % s.groups) * LANES + threadIdx.x;
+  // ALONE: with D = 1 and no lengths
+  __device__ Column(const Shape& s, bool ALONE = false) {
+    tile = blockIdx.z * gridDim.y + blockIdx.y;
+    n = (i64)blockIdx.x * LANES + threadIdx.x;
     exists = n < s.columns;
-    i64 row = divide(n, s.H);  // b * D + d
-    b = s.D == 1 ? row : row >> 1;
+    i64 row = ALONE ? 0 : divide(n, s.H);  // b * D + d
+    b = ALONE || s.D == 1 ? row : row >> 1;
     d = row - b * s.D;
     backwards = s.reverse || d == 1;
     length = exists ? s.T : 0;
-    if (s.lengths && exists) {
+    if (!ALONE && s.lengths && exists) {
       length = s.lengths[b];
       length = length < 0 ? 0 : length > s.T ? s.T : length;
     }
@@ -341,6 +345,7 @@ template <typename V, typename CUT> struct Kept<V, CUT, true> {
 // RELAYED. Tiles count in the order of processing: in backward from the last steps.
 template <typename A, typename CUT, bool RELAYED> struct Relay {
   static const int SLICES = CUT::SLICES, WORDS = sizeof(Map<A>) / 8;
+  static const int LOOKS = 2;  // in flight at once
   union Bits {
     Map<A> map;
     u64 words[WORDS];
@@ -354,7 +359,7 @@ template <typename A, typename CUT, bool RELAYED> struct Relay {
 
   __device__ Relay(const Shape& shape, const Column& column, u64* words)
       : shape(shape), column(column), words(words), tile(column.tile) {
-    end = RELAYED ? tile + 1 : shape.tiles;
+    end = !RELAYED ? shape.tiles : tile < shape.tiles ? tile + 1 : 0;
     maps = shared<Map<A>, (1 + RELAYED) * SLICES * LANES>();
   }
 
@@ -406,14 +411,16 @@ template <typename A, typename CUT, bool RELAYED> struct Relay {
         for (int y = 0; y < SLICES; ++y) whole.then(row[y * LANES]);
         publish(whole);
       }
-      Look state, map;
+      Look state, maps[LOOKS];
       if (leads && known) state.start(place(known - 1));
       int share = (shape.interval + SLICES - 1) / SLICES;
       int other = known + threadIdx.y * share, count = tile - other < share ? tile - other : share;
 #pragma unroll 1
-      for (; count > 0; --count, ++other) {
-        map.start(place(other));
-        seen.then(map.wait(place(other)));
+      for (; count > 0; count -= LOOKS, other += LOOKS) {
+        for (int n = 0; n < LOOKS; ++n)
+          if (n < count) maps[n].start(place(other + n));
+        for (int n = 0; n < LOOKS; ++n)
+          if (n < count) seen.then(maps[n].wait(place(other + n)));
       }
       if (leads && known) start = state.wait(place(known - 1)).addend;
     }
@@ -450,8 +457,10 @@ template <typename A, typename CUT, bool RELAYED> struct Relay {
 template <typename T, int G, bool DRAWN> struct Gates {
   typedef typename wide<T>::type A;
   T pre[G] = {};
-  A z, f, alive, update, o, i;
+  A z, f, alive, update, i;
 
+  // What is not read becomes the identity: with f = 1 nothing is let in.
+  __device__ Gates() { store(&pre[1], A(1e30f)); }
   __device__ void read(const T* gates, i64 H) {
     for (int g = 0; g < G; ++g) pre[g] = gates[g * H];
   }
@@ -463,17 +472,19 @@ template <typename T, int G, bool DRAWN> struct Gates {
     else
       alive = (A)zoneout.keep;
     update = alive * (A(1) - f);
-    if (G > 2) o = sigmoid<T>(load(after(zero, pre[G > 2 ? 2 : 0])));
     i = G > 3 ? sigmoid<T>(load(after(zero, pre[G > 3 ? 3 : 0]))) : update;
+  }
+  __device__ A output(unsigned zero) {
+    return G > 2 ? sigmoid<T>(load(after(zero, pre[G > 2 ? 2 : 0]))) : A(1);
   }
 };
 
 template <typename T, int G, bool DRAWN, bool RELAYED>
-__global__ BOUNDS(T, RELAYED, RELAYED && sizeof(T) == 2 && G < 4 ? 4 : 3) void pool_forward(
+__global__ BOUNDS(T, RELAYED, RELAYED && sizeof(T) == 2 && G < 4 ? 4 : 3, 7) void pool_forward(
     Shape shape, u64* words, Zoneout zoneout, const T* gates, const T* c0, T* h, T* cells, T* h_n,
     T* c_n) {
   typedef typename wide<T>::type A;
-  typedef Cut<T, RELAYED> CUT;
+  typedef Cut<T, RELAYED, 8> CUT;
   constexpr int U = CUT::STEPS;
   Column column(shape);
   u64 seed = DRAWN ? (u64)*zoneout.seed : 0;
@@ -490,23 +501,20 @@ __global__ BOUNDS(T, RELAYED, RELAYED && sizeof(T) == 2 && G < 4 ? 4 : 3) void p
       from += step * G;
     });
     unsigned zero = fence();
-    struct Step { Map<A> map; A o; };
-    Kept<Step, CUT, RELAYED> kept;
+    Kept<Map<A>, CUT, RELAYED> kept;
     Map<A> whole = identity<A>();
     for (int k = 0; k < U; ++k) {
       gate[k].activate(zero, zoneout, seed, slice.place + k * step);
       Map<A> map = {A(1) - gate[k].update, gate[k].i * gate[k].z};
-      if (k >= slice.count) map = identity<A>();
       whole.then(map);
-      kept[k].map = map;
-      if (G > 2) kept[k].o = gate[k].o;
+      kept[k] = map;
     }
     A c = relay.pass(whole, state), output;
     i64 place = slice.place;
     slice.each([&](int k) {
-      c = kept[k].map.of(c);
+      c = kept[k].of(c);
       if (cells) store(cells + place, c);
-      output = G > 2 ? kept[k].o * c : c;
+      output = G > 2 ? gate[k].output(zero) * c : c;
       store(h + place, output);
       place += step;
     });
@@ -527,11 +535,11 @@ __global__ BOUNDS(T, RELAYED, RELAYED && sizeof(T) == 2 && G < 4 ? 4 : 3) void p
 
 // The gradient at the cells is g_s = o_s grad_h_s + (1 - update_(s+1)) g_(s+1).
 template <typename T, int G, bool DRAWN, bool RELAYED>
-__global__ BOUNDS(T, RELAYED, 2) void pool_backward(
+__global__ BOUNDS(T, RELAYED, 2, 5) void pool_backward(
     Shape shape, u64* words, Zoneout zoneout, const T* gates, const T* c0, const T* cells,
     const T* grad_h, const T* grad_h_n, const T* grad_c_n, T* grad_gates, T* grad_c0) {
   typedef typename wide<T>::type A;
-  typedef Cut<T, RELAYED> CUT;
+  typedef Cut<T, RELAYED, 8> CUT;
   constexpr int U = CUT::STEPS;
   Column column(shape);
   u64 seed = DRAWN ? (u64)*zoneout.seed : 0;
@@ -564,23 +572,22 @@ __global__ BOUNDS(T, RELAYED, 2) void pool_backward(
       place += step;
     });
     unsigned zero = fence();
-    struct Step { Map<A> map; A z, f, i; };  // of the gates' gradients: what g is multiplied with
+    struct Step { Map<A> map; A by[G > 3 ? 3 : 2]; };  // what gives z's, f's and i's gradient of g
     Kept<Step, CUT, RELAYED> kept;
     Map<A> whole = identity<A>();
     T* to = grad_gates + (first_gate + slice.place * G);
     A grad_last = load(after(zero, last));
     for (int k = U - 1; k >= 0; --k) {
       gate[k].activate(zero, zoneout, seed, slice.place + k * step);
-      A z = gate[k].z, f = gate[k].f, o = gate[k].o, i = gate[k].i;
+      A z = gate[k].z, f = gate[k].f, i = gate[k].i, o = gate[k].output(zero);
       A grad = load(after(zero, grads[k])), before = load(after(zero, c[k]));
       if (k == slice.count - 1) grad += grad_last;
-      kept[k].z = i * (A(1) - z * z);
-      kept[k].f = (G > 3 ? before : before - z) * gate[k].alive * f * (A(1) - f);
-      if (G > 3) kept[k].i = z * i * (A(1) - i);
+      kept[k].by[0] = i * (A(1) - z * z);
+      kept[k].by[1] = (G > 3 ? before : before - z) * gate[k].alive * f * (A(1) - f);
+      if (G > 3) kept[k].by[G > 3 ? 2 : 0] = z * i * (A(1) - i);
       if (G > 2 && k < slice.count)
         store(to + k * step * G + 2 * shape.H, grad * load(&c[k + 1]) * o * (A(1) - o));
       Map<A> map = {A(1) - gate[k].update, G > 2 ? o * grad : grad};
-      if (k >= slice.count) map = identity<A>();
       whole.add(map);
       kept[k].map = map;
     }
@@ -588,9 +595,9 @@ __global__ BOUNDS(T, RELAYED, 2) void pool_backward(
     slice.each_backwards([&](int k) {
       g += kept[k].map.addend;
       T* out = to + k * step * G;
-      store(out, g * kept[k].z);
-      store(out + shape.H, g * kept[k].f);
-      if (G > 3) store(out + 3 * shape.H, g * kept[k].i);
+      store(out, g * kept[k].by[0]);
+      store(out + shape.H, g * kept[k].by[1]);
+      if (G > 3) store(out + 3 * shape.H, g * kept[k].by[G > 3 ? 2 : 0]);
       g *= kept[k].map.factor;
     });
     slice.padding(zero_gates);
@@ -605,18 +612,19 @@ __global__ BOUNDS(T, RELAYED, 2) void pool_backward(
 // ---- linear_recurrence: h_s = f_s h_(s-1) + x_s, with D = 1 and no lengths
 
 template <typename T, bool RELAYED>
-__global__ BOUNDS(T, RELAYED, 4) void recurrence(
+__global__ BOUNDS(T, RELAYED, 4, 8) void recurrence(
     Shape shape, u64* words, const T* f, const T* x, const T* h0, T* h) {
   typedef typename wide<T>::type A;
-  typedef Cut<T, RELAYED> CUT;
+  typedef Cut<T, RELAYED, 8> CUT;
   constexpr int U = CUT::STEPS;
-  Column column(shape);
+  Column column(shape, true);
   A state = column.exists ? load(h0 + column.state(shape)) : A(0);
   i64 step = column.step(shape);
   Slice<CUT> slice(shape, column, false);
   Relay<A, CUT, RELAYED> relay(shape, column, words);
   for (; relay.tile < relay.end; ++relay.tile, slice.next()) {
-    T factors[U] = {}, addends[U] = {};
+    T factors[U], addends[U] = {};
+    for (int k = 0; k < U; ++k) store(&factors[k], A(1));
     i64 place = slice.place;
     slice.each([&](int k) {
       factors[k] = f[place];
@@ -624,18 +632,16 @@ __global__ BOUNDS(T, RELAYED, 4) void recurrence(
       place += step;
     });
     unsigned zero = fence();
-    Kept<Map<A>, CUT, RELAYED> kept;
     Map<A> whole = identity<A>();
+    auto map = [&](int k) -> Map<A> { return {load(&factors[k]), load(&addends[k])}; };
     for (int k = 0; k < U; ++k) {
-      Map<A> map = {load(after(zero, factors[k])), load(after(zero, addends[k]))};
-      if (k >= slice.count) map = identity<A>();
-      whole.then(map);
-      kept[k] = map;
+      after(zero, factors[k]), after(zero, addends[k]);
+      whole.then(map(k));
     }
     A value = relay.pass(whole, state);
     place = slice.place;
     slice.each([&](int k) {
-      value = kept[k].of(value);
+      value = map(k).of(value);
       store(h + place, value);
       place += step;
     });
@@ -644,19 +650,20 @@ __global__ BOUNDS(T, RELAYED, 4) void recurrence(
 
 // g_s = grad_h_s + f_(s+1) g_(s+1) is x's gradient, g_s h_(s-1) is f's.
 template <typename T, bool RELAYED>
-__global__ BOUNDS(T, RELAYED, 3) void recurrence_backward(
+__global__ BOUNDS(T, RELAYED, 3, 6) void recurrence_backward(
     Shape shape, u64* words, const T* f, const T* h0, const T* h, const T* grad_h, T* grad_f,
     T* grad_x, T* grad_h0) {
   typedef typename wide<T>::type A;
-  typedef Cut<T, RELAYED> CUT;
+  typedef Cut<T, RELAYED, 8> CUT;
   constexpr int U = CUT::STEPS;
-  Column column(shape);
+  Column column(shape, true);
   A state = 0;
   i64 step = column.step(shape);
   Slice<CUT> slice(shape, column, true);
   Relay<A, CUT, RELAYED> relay(shape, column, words);
   for (; relay.tile < relay.end; ++relay.tile, slice.next()) {
-    T factors[U] = {}, grads[U] = {}, before[U] = {};  // h before each step
+    T factors[U], grads[U] = {}, before[U] = {};  // h before each step
+    for (int k = 0; k < U; ++k) store(&factors[k], A(1));
     i64 place = slice.place;
     slice.each([&](int k) {
       factors[k] = f[place];
@@ -665,21 +672,17 @@ __global__ BOUNDS(T, RELAYED, 3) void recurrence_backward(
       place += step;
     });
     unsigned zero = fence();
-    struct Step { Map<A> map; A before; };
-    Kept<Step, CUT, RELAYED> kept;
     Map<A> whole = identity<A>();
     for (int k = U - 1; k >= 0; --k) {
-      Map<A> map = {load(after(zero, factors[k])), load(after(zero, grads[k]))};
-      if (k >= slice.count) map = identity<A>();
-      whole.add(map);
-      kept[k] = {map, load(after(zero, before[k]))};
+      after(zero, factors[k]), after(zero, grads[k]), after(zero, before[k]);
+      whole.add({load(&factors[k]), load(&grads[k])});
     }
     A g = relay.pass(whole, state);
     slice.each_backwards([&](int k) {
-      g += kept[k].map.addend;
+      g += load(&grads[k]);
       store(grad_x + slice.place + k * step, g);
-      store(grad_f + slice.place + k * step, g * kept[k].before);
-      g *= kept[k].map.factor;
+      store(grad_f + slice.place + k * step, g * load(&before[k]));
+      g *= load(&factors[k]);
     });
   }
   if (relay.writes_last()) store(grad_h0 + column.state(shape), state);

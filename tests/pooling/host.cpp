@@ -11,11 +11,11 @@
 #include <memory>
 #include <vector>
 
-struct Index { unsigned x, y; };
+struct Index { unsigned x, y, z; };
 static Index blockIdx, blockDim, gridDim, threadIdx;  // those of the thread that runs
 #define __global__
 #define __device__
-#define BOUNDS(T, RELAYED, blocks)
+#define BOUNDS(T, RELAYED, blocks, pairs)
 
 const int IN_FLIGHT = 5;
 const int PATIENCE = 10000;  // turns in which no block ends, after which they wait for each other
@@ -113,10 +113,12 @@ static int run_grid() {
   for (int slot = 0; slot < IN_FLIGHT; ++slot) free_slots.push_back(slot);
   unsigned next = 0;
   int turns = 0;
-  while (next < gridDim.x || !running.empty()) {
-    while (next < gridDim.x && !free_slots.empty()) {
+  const unsigned x = gridDim.x, y = gridDim.y, blocks = x * y * gridDim.z;
+  while (next < blocks || !running.empty()) {
+    while (next < blocks && !free_slots.empty()) {
       std::unique_ptr<Block> fresh(new Block);
-      fresh->index = {next++, 0};
+      fresh->index = {next % x, next / x % y, next / x / y};
+      ++next;
       fresh->slot = free_slots.back();
       free_slots.pop_back();
       fresh->threads.resize(count);
@@ -141,7 +143,7 @@ static int run_grid() {
         left = left || !thread->done;
         continue;
       }
-      threadIdx = {(unsigned)(which % blockDim.x), (unsigned)(which / blockDim.x)};
+      threadIdx = {(unsigned)(which % blockDim.x), (unsigned)(which / blockDim.x), 0};
       swapcontext(&scheduler, &thread->context);
       left = left || !thread->done;
     }
@@ -176,9 +178,11 @@ template <typename... P> int run(void (*kernel)(P...), void** p) {
 
 // Arguments as pointers to their values, as cuLaunchKernel takes them. 1: no such kernel. 2: its
 // blocks wait for each other.
-extern "C" int launch(const char* name, unsigned blocks, unsigned lanes, unsigned warps, void** p) {
-  gridDim = {blocks, 1};
-  blockDim = {lanes, warps};
+extern "C" int launch(
+    const char* name, unsigned x, unsigned y, unsigned z, unsigned lanes, unsigned warps,
+    void** p) {
+  gridDim = {x, y, z};
+  blockDim = {lanes, warps, 1};
   TYPE(float) TYPE(double) TYPE(half16) TYPE(bfloat16) TYPE(pair<half16>) TYPE(pair<bfloat16>)
   WINDOWS(float, 4) WINDOWS(double, 2) WINDOWS(half16, 8) WINDOWS(bfloat16, 8)
   return 1;

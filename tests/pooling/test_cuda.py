@@ -7,6 +7,7 @@ What only a GPU can show (streams, graphs, races, speed) is not tested here.
 import ctypes
 import importlib
 import itertools
+import math
 import re
 import shutil
 import subprocess
@@ -30,10 +31,20 @@ HOST = Path(__file__).with_name("host.cpp")
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 3e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
 SIZES = {"float": 4, "double": 8, "half16": 2, "bfloat16": 2}
 PAIRED = (torch.float16, torch.bfloat16)
-WAYS = {  # multiprocessors, INTERVAL_STEPS, FEWEST_TILES
-    "relay": (132, 12_000, 4),  # a block for each tile, all of the tests' tiles in one interval
-    "intervals": (132, 700, 4),  # the same with a few tiles in each
-    "walk": (1, 12_000, 1 << 30),  # a block walks over all tiles
+WAYS = {  # multiprocessors, INTERVAL_STEPS, FEWEST_TILES, MOST_ROWS
+    "relay": (
+        132,
+        12_000,
+        4,
+        65_535,
+    ),  # a block for each tile, all of the tests' tiles in one interval
+    "intervals": (
+        132,
+        700,
+        4,
+        3,
+    ),  # the same with a few tiles in each, and a few in a layer of the grid
+    "walk": (1, 12_000, 1 << 30, 65_535),  # a block walks over all tiles
 }
 
 
@@ -63,16 +74,16 @@ def cuda(library, monkeypatch):
     module = importlib.import_module("qrnn.pooling.cuda")
     module.launched, module.launch_on_gpu = [], module._launch
 
-    def launch(kernel, template, like, blocks, warps, arguments):
+    def launch(kernel, template, like, grid, warps, arguments):
         kernel = f"{kernel}<{template}>"
-        module.launched.append((kernel, blocks, warps))
+        module.launched.append((kernel, grid, warps))
         values = [a if isinstance(a, np.ndarray) else np.array([a]) for a in arguments]
         pointers = (ctypes.c_void_p * len(values))(*(v.ctypes.data for v in values))
-        sizes = (blocks, module.LANES, warps)
+        sizes = (*grid, module.LANES, warps)
         assert library.launch(kernel.encode(), *sizes, pointers) == 0, kernel
 
     def use(how):
-        processors, module.INTERVAL_STEPS, module.FEWEST_TILES = WAYS[how]
+        processors, module.INTERVAL_STEPS, module.FEWEST_TILES, module.MOST_ROWS = WAYS[how]
         module._multiprocessors = lambda device: processors
         module._plan.cache_clear()
 
@@ -393,7 +404,7 @@ def test_more_tiles_than_warps_look_back_at(cuda, dtype, H):
         one = isinstance(got, torch.Tensor)
         agree([got] if one else got, [want] if one else want, dtype)
     assert all("true>" in kernel for kernel, *_ in cuda.launched)
-    assert all(blocks > 64 for _, blocks, _ in cuda.launched) == (H == 4)
+    assert all(math.prod(grid) > 64 for _, grid, _ in cuda.launched) == (H == 4)
 
 
 def test_nan_of_any_bits_goes_from_block_to_block(cuda):
@@ -502,8 +513,8 @@ def test_a_launch_is_on_the_tensor_s_device_and_stream(cuda, monkeypatch, curren
     monkeypatch.setattr(torch.cuda, "device", device)
     monkeypatch.setattr(cuda, "_function", function)
     like = types.SimpleNamespace(get_device=lambda: 1)
-    cuda.launch_on_gpu("windows", "float, 1", like, 7, 8, ["shape"])
-    launch = (("windows", "float, 1"), (7,), (32, 8), ["shape"], 71)
+    cuda.launch_on_gpu("windows", "float, 1", like, (7, 1, 1), 8, ["shape"])
+    launch = (("windows", "float, 1"), (7, 1, 1), (32, 8), ["shape"], 71)
     assert seen == ([launch] if current else [1, launch, "left"])
 
 
@@ -547,9 +558,10 @@ def test_results_do_not_depend_on_the_order_of_the_blocks(cuda, way, dtype):
 )
 def test_blocks_fill_the_gpu(cuda, T, columns, slices, tiles, blocks):
     grid = cuda._Grid("pool_forward", [torch.empty(0)], T, 1, 1, columns, None, False)
-    assert (grid.plan.slices, grid.plan.tiles, grid.plan.blocks) == (slices, tiles, blocks)
-    assert grid.plan.relayed == (blocks > columns / cuda.LANES)
-    assert grid.plan.interval in (1, 2, 4, 8, 16, 32)
+    plan = grid.plan
+    assert (plan.slices, plan.tiles, math.prod(plan.grid)) == (slices, tiles, blocks)
+    assert plan.relayed == (blocks > columns / cuda.LANES)
+    assert plan.interval in (1, 2, 4, 8, 16, 32)
 
 
 def test_channels_are_paired_where_they_fill_the_gpu_and_lie_as_pairs(cuda, monkeypatch):
@@ -571,7 +583,7 @@ def test_channels_are_paired_where_they_fill_the_gpu_and_lie_as_pairs(cuda, monk
     assert launched(off_by_one) == ["recurrence<half16, false>"]
     assert launched(f.float()) == ["recurrence<float, false>"]
     assert template("pool_forward", f) == "pair<half16>, true"
-    assert template("recurrence", f) == "half16, true"  # where blocks hand on the state
+    assert template("recurrence", f) == "pair<half16>, true"
     assert template("recurrence_backward", f) == "pair<half16>, true"
 
 
