@@ -427,7 +427,8 @@ class TestStreams:
         def step() -> tuple[Tensor, ...]:
             output, (_, c_n) = rnn(x)
             loss = output.square().sum() + c_n.sum()
-            return output, *torch.autograd.grad(loss, (x, *rnn.parameters()))
+            # no graph may live on: torch captures none whose leaves another stream has seen
+            return output.detach(), *torch.autograd.grad(loss, (x, *rnn.parameters()))
 
         expected = step()
         torch.cuda.make_graphed_callables(rnn, (first,))  # changes it in place
