@@ -43,15 +43,15 @@ PAIRS_FROM = {
     "recurrence_backward": 36,
 }
 PAIRS_STEPS = {  # as in pooling.cu: of a slice of pairs where blocks hand on the state
-    "pool_forward": 8,
+    "pool_forward": 16,
     "pool_backward": 8,
-    "recurrence": 8,
-    "recurrence_backward": 8,
+    "recurrence": 16,
+    "recurrence_backward": 16,
 }
 FEWEST_TILES = 4  # fewer do not make up for what it costs to hand the state on between blocks
 # Tiles after which a block hands its state on: about as many steps (of LANES columns) as the memory
 # moves meanwhile.
-INTERVAL_STEPS, MOST_INTERVAL = 6_000, 32
+INTERVAL_STEPS, MOST_INTERVAL = 12_000, 32
 SLIDING_WARPS = 8  # of a block that moves the convolution's windows; not tuned
 
 Grid = tuple[int, int, int]

@@ -84,6 +84,8 @@ __device__ inline void store(bfloat16* p, float x) {
 // warp. Kernels for pairs are told half the H, and do all their arithmetic in two floats.
 // One word: a struct's parts would be taken apart, and so waited for, right after the load.
 template <typename T> struct pair { unsigned bits; };
+template <typename T> struct is_pair { static const bool value = false; };
+template <typename T> struct is_pair<pair<T>> { static const bool value = true; };
 
 struct alignas(8) floats {
   float first, second;
@@ -121,6 +123,11 @@ template <typename T> __device__ inline const T* after(unsigned zero, T& x) {
   x.bits |= zero;
   return &x;
 }
+// The same for x that was used before: its float is made anew, which takes fewer registers than to
+// keep it across a barrier.
+template <typename T> __device__ inline void again(unsigned zero, T& x) { x.bits |= zero; }
+__device__ inline void again(unsigned, float&) {}
+__device__ inline void again(unsigned, double&) {}
 __device__ inline const float* after(unsigned zero, float& x) {
   x = bits_float(float_bits(x) | zero);
   return &x;
@@ -195,8 +202,7 @@ template <typename T, bool RELAYED, int PAIRS_STEPS = 8> struct Cut {
   static const int SLICES = 8, STEPS = 32 / sizeof(typename wide<T>::type);
   __device__ static int slices() { return RELAYED ? SLICES : blockDim.y; }
   static constexpr int resident(int blocks, int) {
-    const bool paired = sizeof(T) == 4 && STEPS == 4;
-    return sizeof(T) == 8 ? 2 : paired && blocks == 2 ? 3 : blocks;
+    return sizeof(T) == 8 ? 2 : is_pair<T>::value && blocks == 2 ? 3 : blocks;
   }
 };
 template <typename T, int PAIRS_STEPS> struct Cut<pair<T>, true, PAIRS_STEPS> {
@@ -392,12 +398,6 @@ template <typename A, typename CUT, bool RELAYED> struct Relay {
   };
 
   // Everything below is called by all threads of a block, after fence().
-  __device__ Map<A>* put(int half, const Map<A>& map) const {
-    Map<A>* row = maps + half * SLICES * LANES + threadIdx.x;
-    row[threadIdx.y * LANES] = map;
-    barrier();
-    return row;
-  }
 
   // The state before this block's tile. `row`: the Maps of its slices; start: before all tiles.
   __device__ A arrive(const Map<A>* row, A start) const {
@@ -425,16 +425,20 @@ template <typename A, typename CUT, bool RELAYED> struct Relay {
       if (leads && known) start = state.wait(place(known - 1)).addend;
     }
     if (leads) seen.addend = seen.of(start);  // the state itself
-    const Map<A>* others = put(1, seen);
+    Map<A>* others = maps + SLICES * LANES + threadIdx.x;
+    others[threadIdx.y * LANES] = seen;
+    barrier();
     A state = others[0].addend;
     for (int y = 1; y < SLICES; ++y) state = others[y * LANES].of(state);
     return state;
   }
 
   // The state before this warp's slice, which does `own` to it; `state` is that before the tile,
-  // and becomes that after it.
-  __device__ A pass(const Map<A>& own, A& state) const {
-    const Map<A>* row = put(0, own);
+  // and becomes that after it. `zero` becomes that of another fence().
+  __device__ A pass(const Map<A>& own, A& state, unsigned& zero) const {
+    Map<A>* row = maps + threadIdx.x;
+    row[threadIdx.y * LANES] = own;
+    zero = fence();
     if (RELAYED) state = arrive(row, state);
     A before = state;
 #pragma unroll(RELAYED ? SLICES : 1)
@@ -480,11 +484,11 @@ template <typename T, int G, bool DRAWN> struct Gates {
 };
 
 template <typename T, int G, bool DRAWN, bool RELAYED>
-__global__ BOUNDS(T, RELAYED, RELAYED && sizeof(T) == 2 && G < 4 ? 4 : 3, 7) void pool_forward(
+__global__ BOUNDS(T, RELAYED, RELAYED && G < 4 ? 4 : 3, G < 4 ? 5 : 4) void pool_forward(
     Shape shape, u64* words, Zoneout zoneout, const T* gates, const T* c0, T* h, T* cells, T* h_n,
     T* c_n) {
   typedef typename wide<T>::type A;
-  typedef Cut<T, RELAYED, 8> CUT;
+  typedef Cut<T, RELAYED, 16> CUT;
   constexpr int U = CUT::STEPS;
   Column column(shape);
   u64 seed = DRAWN ? (u64)*zoneout.seed : 0;
@@ -509,7 +513,7 @@ __global__ BOUNDS(T, RELAYED, RELAYED && sizeof(T) == 2 && G < 4 ? 4 : 3, 7) voi
       whole.then(map);
       kept[k] = map;
     }
-    A c = relay.pass(whole, state), output;
+    A c = relay.pass(whole, state, zero), output;
     i64 place = slice.place;
     slice.each([&](int k) {
       c = kept[k].of(c);
@@ -591,7 +595,7 @@ __global__ BOUNDS(T, RELAYED, 2, 5) void pool_backward(
       whole.add(map);
       kept[k].map = map;
     }
-    A g = relay.pass(whole, state);
+    A g = relay.pass(whole, state, zero);
     slice.each_backwards([&](int k) {
       g += kept[k].map.addend;
       T* out = to + k * step * G;
@@ -612,10 +616,10 @@ __global__ BOUNDS(T, RELAYED, 2, 5) void pool_backward(
 // ---- linear_recurrence: h_s = f_s h_(s-1) + x_s, with D = 1 and no lengths
 
 template <typename T, bool RELAYED>
-__global__ BOUNDS(T, RELAYED, 4, 8) void recurrence(
+__global__ BOUNDS(T, RELAYED, 4, 6) void recurrence(
     Shape shape, u64* words, const T* f, const T* x, const T* h0, T* h) {
   typedef typename wide<T>::type A;
-  typedef Cut<T, RELAYED, 8> CUT;
+  typedef Cut<T, RELAYED, 16> CUT;
   constexpr int U = CUT::STEPS;
   Column column(shape, true);
   A state = column.exists ? load(h0 + column.state(shape)) : A(0);
@@ -638,9 +642,10 @@ __global__ BOUNDS(T, RELAYED, 4, 8) void recurrence(
       after(zero, factors[k]), after(zero, addends[k]);
       whole.then(map(k));
     }
-    A value = relay.pass(whole, state);
+    A value = relay.pass(whole, state, zero);
     place = slice.place;
     slice.each([&](int k) {
+      again(zero, factors[k]), again(zero, addends[k]);
       value = map(k).of(value);
       store(h + place, value);
       place += step;
@@ -650,11 +655,11 @@ __global__ BOUNDS(T, RELAYED, 4, 8) void recurrence(
 
 // g_s = grad_h_s + f_(s+1) g_(s+1) is x's gradient, g_s h_(s-1) is f's.
 template <typename T, bool RELAYED>
-__global__ BOUNDS(T, RELAYED, 3, 6) void recurrence_backward(
+__global__ BOUNDS(T, RELAYED, 4, 5) void recurrence_backward(
     Shape shape, u64* words, const T* f, const T* h0, const T* h, const T* grad_h, T* grad_f,
     T* grad_x, T* grad_h0) {
   typedef typename wide<T>::type A;
-  typedef Cut<T, RELAYED, 8> CUT;
+  typedef Cut<T, RELAYED, 16> CUT;
   constexpr int U = CUT::STEPS;
   Column column(shape, true);
   A state = 0;
@@ -677,8 +682,9 @@ __global__ BOUNDS(T, RELAYED, 3, 6) void recurrence_backward(
       after(zero, factors[k]), after(zero, grads[k]), after(zero, before[k]);
       whole.add({load(&factors[k]), load(&grads[k])});
     }
-    A g = relay.pass(whole, state);
+    A g = relay.pass(whole, state, zero);
     slice.each_backwards([&](int k) {
+      again(zero, factors[k]), again(zero, grads[k]), again(zero, before[k]);
       g += load(&grads[k]);
       store(grad_x + slice.place + k * step, g);
       store(grad_f + slice.place + k * step, g * load(&before[k]));

@@ -391,8 +391,8 @@ def test_special_values_go_through(cuda):
 )
 def test_more_tiles_than_warps_look_back_at(cuda, dtype, H):
     """Each warp looks at several Maps of an interval, and there are several intervals."""
-    f, x, grad = torch.rand(3, 2500, 1, H).to(dtype)
-    h0, gates = torch.randn(1, H).to(dtype), torch.randn(2500, 1, 3 * H).to(dtype)
+    f, x, grad = torch.rand(3, 5000, 1, H).to(dtype)
+    h0, gates = torch.randn(1, H).to(dtype), torch.randn(5000, 1, 3 * H).to(dtype)
     f = 1 - f / 64  # what is far back matters
     h = reference.linear_recurrence(f, x / 64, h0, False)
     for name, arguments in (
@@ -404,7 +404,7 @@ def test_more_tiles_than_warps_look_back_at(cuda, dtype, H):
         one = isinstance(got, torch.Tensor)
         agree([got] if one else got, [want] if one else want, dtype)
     assert all("true>" in kernel for kernel, *_ in cuda.launched)
-    assert all(math.prod(grid) > 64 for _, grid, _ in cuda.launched) == (H == 4)
+    assert all(math.prod(grid) > 64 for _, grid, _ in cuda.launched)
 
 
 def test_nan_of_any_bits_goes_from_block_to_block(cuda):
