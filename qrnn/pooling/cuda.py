@@ -27,7 +27,9 @@ TYPES = {
 OLDEST_CUPY = 13
 LANES = 32  # as in pooling.cu: columns of a block
 MOST_ROWS = 65_535  # of a grid
-WARPS = {  # that fill a multiprocessor: as many as pooling.cu's BOUNDS leave registers for
+# Warps that fill a multiprocessor: as many as pooling.cu's BOUNDS leave registers for, or, in
+# recurrence_backward, fewer.
+WARPS = {
     "pool_forward": 24,
     "pool_backward": 16,
     "recurrence": 32,

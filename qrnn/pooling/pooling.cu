@@ -123,11 +123,6 @@ template <typename T> __device__ inline const T* after(unsigned zero, T& x) {
   x.bits |= zero;
   return &x;
 }
-// The same for x that was used before: its float is made anew, which takes fewer registers than to
-// keep it across a barrier.
-template <typename T> __device__ inline void again(unsigned zero, T& x) { x.bits |= zero; }
-__device__ inline void again(unsigned, float&) {}
-__device__ inline void again(unsigned, double&) {}
 __device__ inline const float* after(unsigned zero, float& x) {
   x = bits_float(float_bits(x) | zero);
   return &x;
@@ -136,6 +131,11 @@ __device__ inline const double* after(unsigned zero, double& x) {
   x = bits_double(double_bits(x) | zero);
   return &x;
 }
+// After a second fence, for x that was used before it: 16 bits are unpacked anew, which takes fewer
+// registers than to keep the floats.
+template <typename T> __device__ inline void again(unsigned zero, T& x) { after(zero, x); }
+__device__ inline void again(unsigned, float&) {}
+__device__ inline void again(unsigned, double&) {}
 
 template <typename T> struct wide { typedef float type; };
 template <> struct wide<double> { typedef double type; };
@@ -195,7 +195,7 @@ struct Zoneout {
 const int LANES = 32;  // columns of a block
 
 // How tiles are cut: into at most SLICES (where they are RELAYED, just as many) of STEPS steps, so
-// that each value that is kept of them takes 32 bytes; for relayed pairs, of as many as is said.
+// that each value that is kept of them takes 32 bytes; relayed pairs into slices of PAIRS_STEPS.
 // `resident`: how many blocks a multiprocessor is to hold of a kernel of which it holds `blocks` in
 // float, and `pairs` of relayed pairs.
 template <typename T, bool RELAYED, int PAIRS_STEPS = 8> struct Cut {
@@ -222,17 +222,18 @@ struct Column {
   int b, d;
   bool exists, backwards;
 
-  // ALONE: with D = 1 and no lengths
-  __device__ Column(const Shape& s, bool ALONE = false) {
+  // The grid is (groups, tiles), where a third dimension goes on with what y cannot count.
+  // alone: D = 1, and no lengths.
+  __device__ Column(const Shape& s, bool alone = false) {
     tile = blockIdx.z * gridDim.y + blockIdx.y;
     n = (i64)blockIdx.x * LANES + threadIdx.x;
     exists = n < s.columns;
-    i64 row = ALONE ? 0 : divide(n, s.H);  // b * D + d
-    b = ALONE || s.D == 1 ? row : row >> 1;
+    i64 row = alone ? 0 : divide(n, s.H);  // b * D + d
+    b = alone || s.D == 1 ? row : row >> 1;
     d = row - b * s.D;
     backwards = s.reverse || d == 1;
     length = exists ? s.T : 0;
-    if (!ALONE && s.lengths && exists) {
+    if (!alone && s.lengths && exists) {
       length = s.lengths[b];
       length = length < 0 ? 0 : length > s.T ? s.T : length;
     }
@@ -351,7 +352,7 @@ template <typename V, typename CUT> struct Kept<V, CUT, true> {
 // RELAYED. Tiles count in the order of processing: in backward from the last steps.
 template <typename A, typename CUT, bool RELAYED> struct Relay {
   static const int SLICES = CUT::SLICES, WORDS = sizeof(Map<A>) / 8;
-  static const int LOOKS = 2;  // in flight at once
+  static const int LOOKS = 2;  // in flight at once; more take too many registers
   union Bits {
     Map<A> map;
     u64 words[WORDS];
@@ -397,7 +398,7 @@ template <typename A, typename CUT, bool RELAYED> struct Relay {
     }
   };
 
-  // Everything below is called by all threads of a block, after fence().
+  // These are called by all threads of a block, after fence().
 
   // The state before this block's tile. `row`: the Maps of its slices; start: before all tiles.
   __device__ A arrive(const Map<A>* row, A start) const {
