@@ -19,6 +19,7 @@ import argparse
 import json
 import os
 import shlex
+import signal
 import sys
 import tempfile
 import time
@@ -77,6 +78,7 @@ def main() -> None:
     except OSError as error:
         parser.error(f"--results: {error}")
     suites = arguments.suites or [name for name in SUITES if name not in cannot]
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # keeps the rows as Ctrl-C does
     with tempfile.TemporaryDirectory() as own:
         # torch would wait without end for the lock of an earlier run's build that was killed
         os.environ.setdefault("TORCH_EXTENSIONS_DIR", own)

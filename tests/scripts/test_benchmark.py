@@ -1,4 +1,5 @@
 import os
+import signal
 import subprocess
 import sys
 import warnings
@@ -92,7 +93,9 @@ def main(monkeypatch, tmp_path):
 
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "extensions"))
     monkeypatch.setattr(benchmark, "keep_memory", lambda: False)  # it would outlive the test
-    return run
+    before = signal.getsignal(signal.SIGTERM)
+    yield run
+    signal.signal(signal.SIGTERM, before)
 
 
 ROWS = {"figure4": 8, "ptb-step": 8, "scan": 20, "peers": 5, "memory": 2, "growth": 12}
@@ -212,11 +215,14 @@ def test_what_cannot_be_measured_or_kept_is_not_begun(main, capsys, arguments, t
     assert told in capsys.readouterr().err
 
 
-def test_rows_of_a_suite_that_does_not_end_are_kept_and_are_no_record(main, tmp_path, monkeypatch):
+@pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGTERM])
+def test_rows_of_a_suite_that_is_stopped_are_kept_and_are_no_record(
+    main, tmp_path, monkeypatch, by
+):
     def suite(device, seconds):
         yield {"n": 1}
         yield {"n": 2}
-        raise KeyboardInterrupt
+        signal.raise_signal(by)
 
     monkeypatch.setitem(benchmark.SUITES, "peers", suite)
     with pytest.raises(KeyboardInterrupt):
