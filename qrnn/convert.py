@@ -42,8 +42,8 @@ def from_torchqrnn(state_dict: Mapping[str, Tensor], rnn: QRNN) -> dict[str, Ten
     if not isinstance(state_dict, Mapping):
         raise TypeError(f"state_dict: expected a mapping, got {type(state_dict).__name__}")
     expected = [f"layers.{n}.linear.{kind}" for n in range(len(layers)) for kind in KINDS]
-    fits = sorted(state_dict) == sorted(expected)
-    check(fits, "state_dict", ", ".join(expected), ", ".join(state_dict) or "nothing")
+    fits = set(state_dict) == set(expected)
+    check(fits, "state_dict", ", ".join(expected), ", ".join(map(str, state_dict)) or "nothing")
     weights = {}
     for n, layer in enumerate(layers):
         for kind in KINDS:

@@ -13,6 +13,7 @@ from qrnn.checks import (
     autocasts,
     check,
     check_choice,
+    check_flag,
     check_floating,
     check_lengths,
     check_like,
@@ -58,6 +59,7 @@ def pool(
         ValueError, TypeError: for an argument of the wrong shape, dtype, device or value.
     """
     check_options(pooling, zoneout, zoneout_eval)
+    check_flag("training", training)
     check_choice("direction", direction, DIRECTIONS)
     check_floating("gates", gates)
     check(gates.dim() == 3, "gates", "3 dimensions (T, B, D * G * H)", tuple(gates.shape))
@@ -152,7 +154,7 @@ def linear_recurrence(
     [8.0, 6.0, 4.0]
 
     Args:
-        f: factors (T, B, H); float32, float64, float16 or bfloat16. On a GPU up to 256 consecutive
+        f: factors (T, B, H); float32, float64, float16 or bfloat16. On a GPU up to 512 consecutive
             factors are multiplied with each other: where that overflows, h is infinite or NaN.
         x: what is added (T, B, H).
         h0: the value before the first step (B, H); zeros when None. All are of one type; under
@@ -165,6 +167,7 @@ def linear_recurrence(
     Raises:
         ValueError, TypeError: for an argument of the wrong shape, dtype or device.
     """
+    check_flag("reverse", reverse)
     check_floating("f", f)
     check(f.dim() == 3, "f", "3 dimensions (T, B, H)", tuple(f.shape))
     cast = autocasts(f.device)

@@ -351,8 +351,7 @@ def named_windows(
 
 def as_state(state: Any, kind: type) -> Any:
     """A state of class `kind` again, where other code has made a plain tuple or list of it."""
-    plain = isinstance(state, (tuple, list)) and not isinstance(state, kind)
-    return kind(*state) if plain and len(state) == 3 else state
+    return kind(*state) if type(state) in (tuple, list) and len(state) == 3 else state
 
 
 class QRNN(nn.Module):

@@ -33,6 +33,7 @@ from torch.nn import functional as F
 from qrnn.checks import (
     autocasts,
     check,
+    check_flag,
     check_floating,
     check_input,
     check_like,
@@ -134,6 +135,8 @@ class QRNNLayer(nn.Module):
         check_size("input_size", input_size)
         check_size("window", window)
         check_probability("zoneout", zoneout)
+        check_flag("save_prev_x", save_prev_x)
+        check_flag("output_gate", output_gate)
         if hidden_size is None:
             hidden_size = input_size
         check_size("hidden_size", hidden_size)
@@ -183,8 +186,6 @@ class QRNNLayer(nn.Module):
             check(before.shape == (k - 1, B, I), "input", expected, B)
             padded = torch.cat([before, X])
             source = torch.cat([padded[k - 1 - j : k - 1 - j + T] for j in range(k)], 2)
-            if self.save_prev_x:
-                self.prevX = padded[T:].detach().clone()
         gates = self.linear(source)
         # 1 - sigmoid(f) = sigmoid(-f): what is let in becomes what is kept
         sign = gates.new_ones(gates.shape[2])
@@ -198,6 +199,8 @@ class QRNNLayer(nn.Module):
             zoneout_eval="mean",
             training=self.training,
         )
+        if k > 1 and self.save_prev_x:
+            self.prevX = padded[T:].detach().clone()
         return output, last
 
 
@@ -280,7 +283,18 @@ class QRNN(nn.Module):
                 check(len(shape) == 3, "hidden", "3 dimensions (L, B, H)", shape)
             L = len(self.layers)
             check(len(hidden) == L, "hidden", f"{L} layers", len(hidden))
-        output = input
+        saved = [getattr(layer, "prevX", None) for layer in self.layers]
+        try:
+            return self._forward(input, hidden)
+        except BaseException:  # a later layer's, when earlier ones have saved their inputs
+            for layer, value in zip(self.layers, saved, strict=True):
+                if hasattr(layer, "prevX"):
+                    layer.prevX = value  # type: ignore[assignment]
+            raise
+
+    def _forward(
+        self, output: Tensor, hidden: Tensor | Sequence[Tensor | None] | None
+    ) -> tuple[Tensor, Tensor]:
         states: list[Tensor] = []
         for n, layer in enumerate(self.layers):
             if n:

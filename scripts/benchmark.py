@@ -17,6 +17,7 @@ took turns on it. `make report` renders the records.
 
 import argparse
 import json
+import math
 import os
 import shlex
 import signal
@@ -63,6 +64,8 @@ def main() -> None:
     for name in arguments.suites:
         if name not in SUITES:
             parser.error(f"{name}: expected one of {', '.join(SUITES)}")
+    if arguments.seconds is not None and not 0 <= arguments.seconds < math.inf:
+        parser.error(f"--seconds: expected a number from 0 on, got {arguments.seconds}")
     if arguments.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch sees no GPU")
     device: Device = Cuda() if arguments.device == "cuda" else Cpu()

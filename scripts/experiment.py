@@ -75,6 +75,8 @@ def main() -> None:
     suffixes = (".yaml", ".yml") if joeynmt else (".jsonnet", ".json")
     if arguments["config"].suffix not in suffixes:
         parser.error(f"config: expected a file *{suffixes[0]}, got {arguments['config']}")
+    if arguments["seed"] < 0:
+        parser.error(f"--seed: expected at least 0, got {arguments['seed']}")
     if arguments["results"].resolve() == arguments["runs"].resolve():
         parser.error("--results: expected another folder than --runs")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # which ends what it started as well

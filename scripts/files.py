@@ -1,5 +1,7 @@
-"""Files that have their final name only when they are complete, and folders of one process."""
+"""Files that have their final name only when they are complete, and folders: of one process, and
+the repository's root."""
 
+import argparse
 import fcntl
 import json
 import os
@@ -30,6 +32,12 @@ def alone(directory: Path) -> Iterator[None]:
         # what it starts may outlive it, and is then still at work
         os.set_inheritable(lock.fileno(), True)
         yield
+
+
+def check_root(parser: argparse.ArgumentParser) -> None:
+    """Ends the program unless it runs where the paths that it uses are."""
+    if not Path("configs").is_dir() or not Path("scripts").is_dir():
+        parser.error(f"run it from the repository's root, not from {Path.cwd()}")
 
 
 def read_json(file: Path) -> dict[str, Any]:

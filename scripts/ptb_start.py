@@ -19,7 +19,7 @@ from typing import Any
 import experiment
 import records
 import with_allennlp
-from files import alone, read_json
+from files import alone, check_root, read_json
 
 CONFIG = Path("configs/ptb.jsonnet")
 RATE = 0.35
@@ -65,6 +65,12 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--results", type=Path, default=records.RESULTS)
     arguments = vars(parser.parse_args())
+    check_root(parser)
+    for name in ("size", "epochs"):
+        if arguments[name] < 1:
+            parser.error(f"--{name}: expected at least 1, got {arguments[name]}")
+    if arguments["seed"] < 0:
+        parser.error(f"--seed: expected at least 0, got {arguments['seed']}")
     with experiment.explained():
         print(compare(**arguments))
 

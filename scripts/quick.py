@@ -16,7 +16,7 @@ import records
 import sample
 import sample_text
 import sample_translation
-from files import read_json
+from files import check_root, read_json
 
 SAMPLE = Path("data/sample")
 RUNS = Path("runs/quick")
@@ -39,7 +39,9 @@ MEASURES = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--prepare", choices=sorted(DATA), help="only generate and prepare this")
-    if name := parser.parse_args().prepare:
+    name = parser.parse_args().prepare
+    check_root(parser)
+    if name:
         prepare(name)
         return
     for name in DATA:

@@ -34,7 +34,7 @@ import timing
 import torch
 import vectors
 from fetch import finished_meta, is_url
-from files import read_json
+from files import check_root, read_json
 from reproduce_rows import CPU, FULL, Row
 from reproduce_runner import Outcome, Runner, Step, duration, shown
 
@@ -111,6 +111,7 @@ def parsed() -> tuple[Options, bool]:
     )
     parser.add_argument("--dry-run", action="store_true", help="show the plan, do nothing")
     given = parser.parse_args()
+    check_root(parser)
     only = tuple(given.only.split(",")) if given.only else PARTS
     for part in only:
         if part not in PARTS:

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
+from qrnn import QRNN, QRNNState, functional, layers
 from qrnn import decoder as decoder_module
-from qrnn import functional, layers
 from qrnn.decoder import DecoderState, QRNNDecoder
 
 
@@ -818,11 +818,11 @@ def call(
 ) -> Callable[[], Any]:
     """A call of QRNNDecoder(3, 4, **o) with tensors of these shapes, or something else.
 
-    state: fields of the state to replace.
+    state: fields of the state to replace, or what stands in its place.
     """
     decoder = QRNNDecoder(3, 4, **o)
     x, memory = (torch.zeros(v) if isinstance(v, tuple) else v for v in (x, memory))
-    if not isinstance(state, Tensor):
+    if not isinstance(state, (Tensor, QRNNState)):
         L = decoder.num_layers
         window = tuple(torch.zeros(v.kernel_size - 1, 2, v.input_size) for v in decoder.layers)
         start = DecoderState(torch.zeros(L, 2, 4), window, torch.zeros(L, 2, 12))
@@ -891,6 +891,10 @@ MISUSES: dict[str, tuple[Callable[[], Any], type[Exception], str, str, str]] = {
     "state tensor": (
         call(state=torch.zeros(1, 2, 4)),
         TypeError, "state", "a DecoderState", "Tensor",
+    ),
+    "state of an encoder": (
+        call(state=QRNN(3, 4).initial_state(2)),
+        TypeError, "state", "a DecoderState", "QRNNState",
     ),
     "state of another batch": (
         call((5, 3, 3), (6, 3, 4)),

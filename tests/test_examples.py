@@ -110,12 +110,22 @@ class TestDeploy:
         for module in ("onnxscript", "onnxruntime"):
             pytest.importorskip(module, reason="ONNX export is optional: pip install onnxscript")
         self.check(deploy.onnx(self.rnn, self.x, tmp_path / "rnn.onnx"))
+        assert [file.name for file in tmp_path.iterdir()] == ["rnn.onnx"]
 
 
 @pytest.mark.parametrize("name", ["directions", "recurrences"])
 def test_as_a_script(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     runpy.run_path(str(FOLDER / f"{name}.py"), run_name="__main__")
     assert capsys.readouterr().out.count("\n") >= 2
+
+
+def test_a_missing_folder_is_told_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["deploy.py", str(tmp_path / "missing")])
+    with pytest.raises(SystemExit):
+        runpy.run_path(str(FOLDER / "deploy.py"), run_name="__main__")
+    assert "there is no folder" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("module", [convert, functional, layers, torchqrnn])

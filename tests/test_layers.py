@@ -18,6 +18,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequen
 from torch.utils.checkpoint import checkpoint
 
 from qrnn import QRNN, QRNNDecoder, QRNNLayer, QRNNState, convolution, functional, layers
+from qrnn.decoder import DecoderState
 from qrnn.pooling import operator, reference
 
 
@@ -1161,6 +1162,10 @@ MISUSES: dict[str, tuple[Callable[[], Any], type[Exception], str, str, str]] = {
     "state of three": (
         call((5, 2, 3), (*state(), None)),
         TypeError, "state window", "a tuple", "NoneType",
+    ),
+    "state of a decoder": (
+        call((5, 2, 3), DecoderState(*[torch.zeros(1, 2, 4)] * 3)),
+        TypeError, "state", "a QRNNState", "DecoderState",
     ),
     "state of None": (call((5, 2, 3), (None, None)), TypeError, "state h", "a Tensor", "NoneType"),
     "state h batch": (

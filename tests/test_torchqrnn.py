@@ -380,6 +380,8 @@ ONES = torch.ones(5, 2, 3)
         (TypeError, "hidden_size: .*int.*float", lambda: QRNNLayer(3, 4.0)),
         (TypeError, "num_layers: .*int.*str", lambda: QRNN(3, 4, "2")),
         (TypeError, "kernel_size", lambda: QRNN(3, 4, kernel_size=2)),
+        (TypeError, "output_gate: .*'False'", lambda: QRNNLayer(3, output_gate="False")),
+        (TypeError, "save_prev_x: .*'no'", lambda: QRNN(3, 4, save_prev_x="no")),
         (ValueError, "input: .*3 dimensions", lambda: LAYER(ONES[0])),
         (ValueError, r"input: .*of 3, got 2", lambda: LAYER(ONES[..., :2])),
         (TypeError, "input: .*float32.*float64", lambda: LAYER(ONES.double())),
@@ -403,6 +405,16 @@ def test_misuse(error: type[Exception], message: str, call: Any) -> None:
     LAYER.reset()
     with pytest.raises(error, match=message):
         call()
+
+
+def test_a_call_that_fails_saves_no_inputs() -> None:
+    rnn = QRNN(3, 4, 2, window=2, save_prev_x=True)
+    rnn(ONES)
+    before = [layer.prevX.clone() for layer in rnn.layers]
+    with pytest.raises(ValueError, match="hidden: "):
+        rnn(2 * ONES, [None, torch.zeros(3, 4)])
+    for layer, saved in zip(rnn.layers, before, strict=True):
+        assert torch.equal(layer.prevX, saved)
 
 
 def test_another_batch_size_asks_for_reset() -> None:

@@ -8,6 +8,7 @@ thread and while a CUDA graph is captured, and nothing waits for the GPU. Result
 from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import cache, lru_cache
+from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,8 +28,7 @@ TYPES = {
 OLDEST_CUPY = 13
 LANES = 32  # as in pooling.cu: columns of a block
 MOST_ROWS = 65_535  # of a grid
-# Warps that fill a multiprocessor: as many as pooling.cu's BOUNDS leave registers for, or, in
-# recurrence_backward, fewer.
+# Warps that fill a multiprocessor: about as many as pooling.cu's BOUNDS leave registers for.
 WARPS = {
     "pool_forward": 24,
     "pool_backward": 16,
@@ -138,16 +138,16 @@ def _plan(kernel: str, size: int, parts: int, T: int, columns: int, processors: 
     fit = warps // max(groups, 1)  # of them for each group
     # warps for a group from which on handing on pays: few in float32
     enough = 3 if size == 4 else 2 * slices
-    tiles = -(-T // (slices * steps))
-    relayed = fit >= enough and tiles >= FEWEST_TILES
+    cut = (4, PAIRS_STEPS[kernel]) if paired else (slices, steps)  # where blocks hand it on
+    relayed = fit >= enough and T > (FEWEST_TILES - 1) * prod(cut)
     if paired and kernel != "recurrence":
-        relayed |= fit >= slices and tiles >= 4 * FEWEST_TILES
-    if not relayed:
+        relayed |= fit >= slices and T >= 128 * FEWEST_TILES
+    if relayed:
+        slices, steps = cut
+    else:
         # in float32, and in this kernel, a second warp pays even where they no longer fit
         fewest = 2 if size == 4 or kernel == "recurrence" else 1
         slices = max(1, min(max(fit, fewest), slices, -(-T // steps)))
-    elif paired:
-        slices, steps = 4, PAIRS_STEPS[kernel]
     tiles = -(-T // (slices * steps))
     wanted = INTERVAL_STEPS // max(groups * slices * steps, 1)
     interval = min(1 << wanted.bit_length(), MOST_INTERVAL)

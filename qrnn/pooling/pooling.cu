@@ -334,6 +334,7 @@ template <typename V, typename CUT, bool SHARED> struct Kept {
 };
 template <typename V, typename CUT> struct Kept<V, CUT, true> {
   static const int THREADS = LANES * CUT::SLICES;
+  static_assert(CUT::STEPS > 2, "Relay's Maps, which shared() would take for these");
   V* values;
   __device__ Kept()
       : values(shared<V, CUT::STEPS * THREADS>() + threadIdx.y * LANES + threadIdx.x) {}
@@ -344,8 +345,9 @@ template <typename V, typename CUT> struct Kept<V, CUT, true> {
 // through the blocks of a group. There each block makes known its tile's Map, and the last of every
 // `interval` tiles the state after it; a block then knows its own state by the last interval's and
 // the Maps since (a decoupled look-back: Merrill and Garland 2016). It waits for blocks of a lower
-// index only, and blocks start in the order of their indices (CUB's scans rely on it too). What is
-// combined with what does not depend on time, so that results are reproducible.
+// index only, and blocks start in the order of their indices, x before y before z (CUB's scans rely
+// on such an order, too). What is combined with what does not depend on time, so that results are
+// reproducible.
 //
 // `words` (tiles, columns, WORDS), zeroed before the launch: each holds bits of a Map, inverted, so
 // that one that is not 0 is complete by itself, and no fence of the memory is needed. Null without
@@ -412,16 +414,16 @@ template <typename A, typename CUT, bool RELAYED> struct Relay {
         for (int y = 0; y < SLICES; ++y) whole.then(row[y * LANES]);
         publish(whole);
       }
-      Look state, maps[LOOKS];
+      Look state, looks[LOOKS];
       if (leads && known) state.start(place(known - 1));
       int share = (shape.interval + SLICES - 1) / SLICES;
       int other = known + threadIdx.y * share, count = tile - other < share ? tile - other : share;
 #pragma unroll 1
       for (; count > 0; count -= LOOKS, other += LOOKS) {
         for (int n = 0; n < LOOKS; ++n)
-          if (n < count) maps[n].start(place(other + n));
+          if (n < count) looks[n].start(place(other + n));
         for (int n = 0; n < LOOKS; ++n)
-          if (n < count) seen.then(maps[n].wait(place(other + n)));
+          if (n < count) seen.then(looks[n].wait(place(other + n)));
       }
       if (leads && known) start = state.wait(place(known - 1)).addend;
     }

@@ -5,7 +5,7 @@ python scripts/examples/deploy.py [FOLDER]      # writes rnn.pt2 and rnn.onnx
 ONNX needs what the extra qrnn[onnx] installs.
 """
 
-import sys
+import argparse
 from pathlib import Path
 
 import torch
@@ -44,6 +44,7 @@ def onnx(rnn: QRNN, x: Tensor, file: Path) -> Tensor:
         dynamo=True,
         dynamic_shapes=({0: Dim("steps"), **batch}, state_sizes),
         custom_translation_table=TRANSLATIONS,
+        external_data=False,  # weights in the same file
         verbose=False,
     )
     session = onnxruntime.InferenceSession(file)
@@ -59,7 +60,11 @@ def onnx(rnn: QRNN, x: Tensor, file: Path) -> Tensor:
 
 
 if __name__ == "__main__":
-    folder = Path(sys.argv[1] if len(sys.argv) > 1 else ".")
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("folder", nargs="?", default=".", type=Path)
+    folder = parser.parse_args().folder
+    if not folder.is_dir():
+        parser.error(f"there is no folder {folder}")
     rnn = QRNN(8, 16, num_layers=2, kernel_size=2).eval().requires_grad_(False)
     x = torch.randn(12, 3, 8)
     want, _ = rnn(x)

@@ -564,6 +564,12 @@ def test_blocks_fill_the_gpu(cuda, T, columns, slices, tiles, blocks):
     assert plan.interval in (1, 2, 4, 8, 16, 32)
 
 
+def test_both_cut_pairs_into_the_same_slices(cuda):
+    pattern = r"__global__ BOUNDS.*? void (\w+)\(.*?typedef Cut<T, RELAYED, (\d+)> CUT;"
+    found = re.findall(pattern, SOURCE.read_text("utf-8"), re.S)
+    assert {kernel: int(steps) for kernel, steps in found} == cuda.PAIRS_STEPS
+
+
 def test_channels_are_paired_where_they_fill_the_gpu_and_lie_as_pairs(cuda, monkeypatch):
     monkeypatch.setattr(cuda, "PAIRS_FROM", dict.fromkeys(cuda.PAIRS_FROM, 24))
     f = torch.rand(3, 1, 24 * 132 * cuda.LANES + 2, dtype=torch.float16)

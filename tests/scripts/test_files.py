@@ -1,7 +1,10 @@
 import json
 
 import files
+import ptb_start
 import pytest
+import quick
+import reproduce
 from files import write_atomically
 
 
@@ -17,3 +20,13 @@ def test_write_atomically(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         write_atomically(path, json.dumps("new"))
     assert path.read_bytes() == "é\n".encode()
+
+
+@pytest.mark.parametrize("script", [ptb_start, quick, reproduce])
+def test_what_needs_the_root_writes_nothing_elsewhere(script, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["script.py"])
+    with pytest.raises(SystemExit):
+        script.main()
+    assert f"run it from the repository's root, not from {tmp_path}" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
