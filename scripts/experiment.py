@@ -79,6 +79,10 @@ def main() -> None:
         parser.error(f"--seed: expected at least 0, got {arguments['seed']}")
     if arguments["results"].resolve() == arguments["runs"].resolve():
         parser.error("--results: expected another folder than --runs")
+    try:
+        arguments["results"].mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        parser.error(f"--results: {error}")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # which ends what it started as well
     with explained():
         print(run(**arguments))

@@ -101,7 +101,7 @@ def download(origin: str, target: Path) -> None:
 def left_to_load(origin: str, target: Path, size: int) -> int:
     """How many of a file's `size` bytes `download` would need room for."""
     if target.exists():
-        record = _read_record(target)
+        record = _record_of(target)
         if not record or record["origin"] == origin:
             return 0
     return max(0, size - _size(beside(target, ".part")))
@@ -137,13 +137,19 @@ def extract(archive: Path, target: Path) -> None:
                 pass
         rename(part, target)
     except DAMAGE as error:
-        raise FetchError(
-            f"{archive} is damaged or incomplete ({error}): delete it and run the command again"
-        ) from error
+        raise damaged(archive, error) from error
     except OSError as error:
         raise _explained(error) from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def damaged(archive: Path, error: BaseException) -> FetchError:
+    told = f"{archive} is damaged or incomplete ({error}): delete it and run the command again"
+    origin = _record_of(archive).get("origin")
+    if origin and not is_url(origin):
+        told += f"; it is a copy of {origin}, which may be damaged, too"
+    return FetchError(told)
 
 
 @contextmanager
@@ -326,7 +332,7 @@ def _is_there(target: Path, origin: str, version: str | None = None) -> bool:
     """Whether `target` was taken from `origin` (and, where it is cheap to know, is up to date)."""
     if not target.exists():
         return False
-    record = _read_record(target)
+    record = _record_of(target)
     there = not record or (record["origin"] == origin and version in (None, record["version"]))
     if there:
         print(f"{target} is already there")
@@ -347,7 +353,17 @@ def _record(file: Path) -> Path:
 
 def _read_record(file: Path) -> dict[str, Any]:
     """Where a file came from: origin, version, size in bytes; empty if nothing is known."""
-    return read_json(_record(file)) if _record(file).exists() else {}
+    try:
+        record = read_json(_record(file))
+        return record if record.keys() >= {"origin", "version", "size"} else {}
+    except (FileNotFoundError, AttributeError, ValueError):
+        return {}  # missing, or not what was written
+
+
+def _record_of(target: Path) -> dict[str, Any]:
+    """The same of a whole file, unless another one has been put in its place."""
+    record = _read_record(target)
+    return record if record and record["size"] in (None, _size(target)) else {}
 
 
 def _write_record(file: Path, record: dict[str, Any]) -> None:

@@ -72,6 +72,10 @@ def prepare(mirror: str | None, out: Path, cache: Path) -> None:
         finished = finished_meta(out, recipe())
         if finished and finished["official"] and not mirror:
             print(f"{out} is already prepared from the official corpus")
+            if "unsup.jsonl" not in finished["files"]:
+                print(
+                    f"but for the reviews without labels: MIRROR={URL.rpartition('/')[0]} has them"
+                )
             return
         origin = source(URL, mirror)
         archive = cache / "aclImdb_v1.tar.gz"
@@ -80,8 +84,8 @@ def prepare(mirror: str | None, out: Path, cache: Path) -> None:
             root = folders.enter_context(unpacked(archive)) / "aclImdb"
             files = find_reviews(root, origin)
             unlabelled = reviews_in(root / UNSUP)
-            if not unlabelled and mirror:
-                apart = cache / "aclImdb_unsup.tar.xz"
+            apart = cache / "aclImdb_unsup.tar.xz"
+            if not unlabelled and (mirror or apart.exists()):
                 try:
                     download(source(UNSUP_URL, mirror), apart)
                 except NotThere:

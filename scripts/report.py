@@ -47,7 +47,7 @@ def main() -> None:
         parser.error(f"--results: there is no folder {results}")
     try:
         render(results)
-    except records.RecordError as error:
+    except (records.RecordError, ValueError) as error:
         sys.exit(f"error: {error}; nothing was rendered")
 
 

@@ -34,7 +34,7 @@ import timing
 import torch
 import vectors
 from fetch import finished_meta, is_url
-from files import check_root, read_json
+from files import check_root
 from reproduce_rows import CPU, FULL, Row
 from reproduce_runner import Outcome, Runner, Step, duration, shown
 
@@ -71,6 +71,8 @@ def main() -> None:
         sys.exit(f"error: {error}")
     steps = [step for phase in phases for step in phase]
     print(table(steps, options, gpus))
+    for told in without_runs(steps, options):
+        print(told)
     if dry_run:
         return
     environments = places(options, gpus)
@@ -120,6 +122,8 @@ def parsed() -> tuple[Options, bool]:
         parser.error(f"--seeds: expected at least 1, got {given.seeds}")
     if given.results and given.results.exists() and not given.results.is_dir():
         parser.error(f"--results: {given.results} is no folder")
+    if given.results and given.results.resolve() == Path("runs").resolve():
+        parser.error("--results: expected another folder than runs/")
     if (mirror := given.mirror) and not is_url(mirror) and not Path(mirror).expanduser().is_dir():
         parser.error(
             f"--mirror: there is no folder {mirror}, nor does it start with http:// or https://"
@@ -198,6 +202,21 @@ def without_unused(steps: Sequence[Step]) -> list[Step]:
     return kept[::-1]
 
 
+def without_runs(steps: Sequence[Step], options: Options) -> list[str]:
+    """What will fail because the training that it starts from has a record, but no run any more."""
+    by_name = {step.name: step for step in steps}
+    return [
+        f"{step.name} needs {options.runs / name}, which is gone: delete {by_name[name].result} to "
+        "train it again"
+        for step in steps
+        for name in step.needs
+        if not step.done
+        and by_name[name].done
+        and by_name[name].command[0] == "scripts/experiment.py"
+        and not (options.runs / name).exists()
+    ]
+
+
 def data_steps(options: Options) -> list[Step]:
     """Sizes and times are without the download."""
     mirror = ("--mirror", options.mirror) if options.mirror else ()
@@ -215,14 +234,14 @@ def data_steps(options: Options) -> list[Step]:
     if "imdb" in options.only and options.vectors:
         learnt = options.vectors == vectors.WORD2VEC_NAME
         published = vectors.PUBLISHED.get(options.vectors)
-        about = Path(f"data/vectors/{options.vectors}.json")
-        reviews = prepared["imdb"]
-        stale = about.exists() and not (reviews and read_json(about)["data"] == reviews["files"])
+        place, reviews = Path("data/vectors"), prepared["imdb"]
+        wanted = {"data": reviews["files"] if reviews else None}
+        finished = vectors.finished_json(place, options.vectors, wanted)
         found.append(
             Step(
                 f"vectors-{options.vectors}",
                 ("scripts/vectors.py", "--set", options.vectors, *mirror),
-                None if stale else about,
+                place / f"{options.vectors}.json" if finished else None,
                 ("data-imdb",),
                 0.25 if learnt else None,
                 "one CPU core" if learnt else "",

@@ -15,6 +15,7 @@ import gzip
 import hashlib
 import io
 import json
+import lzma
 import re
 import shutil
 import subprocess
@@ -31,6 +32,7 @@ import numpy
 from fetch import (
     FetchError,
     alone,
+    damaged,
     download,
     finished_meta,
     left_to_load,
@@ -191,8 +193,8 @@ def finished_json(out: Path, name: str, recipe: dict[str, Any]) -> dict[str, Any
     try:
         meta = read_json(out / f"{name}.json")
         intact = sha256(out / f"{name}.txt.gz") == meta["sha256"]
-    except (FileNotFoundError, KeyError, json.JSONDecodeError):
-        return None
+    except (FileNotFoundError, KeyError, TypeError, AttributeError, ValueError):
+        return None  # missing, or not what was written
     return meta if intact and meta.items() >= recipe.items() else None
 
 
@@ -287,14 +289,13 @@ def reduced(published: Published, archive: Path, types: set[str]) -> tuple[Vecto
                     found[word] = numpy.array([*map(float, numbers)], numpy.float32)
                     if not numpy.isfinite(found[word]).all():
                         raise FetchError(f"{archive}: the vector of {word!r} is not finite")
-    # the last three for bytes that ask for another compression, a password or a place before 0
+    # the last four for bytes that ask for another compression, a password or a place before 0, or
+    # are no name
     except (
-        *(zipfile.BadZipFile, zlib.error, EOFError),
-        *(NotImplementedError, RuntimeError, OSError),
+        *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError),
+        *(NotImplementedError, RuntimeError, OSError, UnicodeDecodeError),
     ) as error:
-        raise FetchError(
-            f"{archive} is damaged or incomplete ({error}): delete it and run the command again"
-        ) from error
+        raise damaged(archive, error) from error
     kept, by_lower_case = {}, 0
     for word in types:
         if word in found:
@@ -396,8 +397,11 @@ def train_word2vec(files: dict[str, Path], types: set[str]) -> tuple[Vectors, di
                         yield text.split()
 
     total = sum(used.values()) * (WORD2VEC["epochs"] + 1)  # the first pass counts words
-    with tqdm(total=total, desc="training word2vec", unit=" reviews") as bar:
-        trained = Word2Vec(Reviews(), **WORD2VEC).wv
+    try:
+        with tqdm(total=total, desc="training word2vec", unit=" reviews") as bar:
+            trained = Word2Vec(Reviews(), **WORD2VEC).wv
+    except RuntimeError as error:  # too few words
+        raise FetchError(f"word2vec cannot be trained on these reviews: {error}") from error
     parts = " and ".join(f"{n:,} of {part}" for part, n in used.items())
     facts = {
         "note": f"gensim's skip-gram, trained on the reviews alone: {parts}",

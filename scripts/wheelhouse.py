@@ -56,6 +56,10 @@ def main() -> None:
         parser.error(f"--python: expected {' or '.join(PYTHONS)}, got {given.python!r}")
     if unknown := {*extras} - {*EXTRAS}:
         parser.error(f"--extras: expected some of {', '.join(EXTRAS)}, got {unknown}")
+    if given.split is not None and given.split < 1:
+        parser.error(f"--split: expected at least 1, got {given.split}")
+    if not LOCK.is_file():
+        parser.error(f"run it from the repository's root, not from {Path.cwd()}")
     if given.have and not given.have.is_file():
         parser.error(f"--have: there is no {given.have}")
     have = names(given.have.read_text("utf-8")) if given.have else set()
@@ -111,7 +115,8 @@ def gather(pins: Sequence[str], folder: Path, python: str) -> None:
     built = [pin for pin in pins if pin.split("==")[0] in SOURCES]
     ready = [pin for pin in pins if pin not in built]
     only = ("--only-binary", ":all:", "--python-version", python)
-    pip("download", "--no-deps", *only, "--dest", folder, *ready)
+    if ready:
+        pip("download", "--no-deps", *only, "--dest", folder, *ready)
     pip("wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", folder, *built, ".")
     wheels = [parse_wheel_filename(file.name) for file in folder.iterdir()]
     lines = sorted(f"{name}=={version}\n" for name, version, *_ in wheels)

@@ -215,14 +215,11 @@ def test_what_cannot_be_measured_or_kept_is_not_begun(main, capsys, arguments, t
     assert told in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGTERM])
-def test_rows_of_a_suite_that_is_stopped_are_kept_and_are_no_record(
-    main, tmp_path, monkeypatch, by
-):
+def test_rows_of_a_suite_that_is_stopped_are_kept_and_are_no_record(main, tmp_path, monkeypatch):
     def suite(device, seconds):
         yield {"n": 1}
         yield {"n": 2}
-        signal.raise_signal(by)
+        signal.raise_signal(signal.SIGTERM)
 
     monkeypatch.setitem(benchmark.SUITES, "peers", suite)
     with pytest.raises(KeyboardInterrupt):

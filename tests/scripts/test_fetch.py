@@ -296,6 +296,32 @@ def test_a_file_put_there_by_hand_is_taken(target):
     assert target.read_bytes() == b"by hand"
 
 
+def test_one_in_the_place_of_a_file_that_was_loaded_is_taken(server, target):
+    download(server.url, target)
+    target.write_bytes(b"by hand")
+    server.requests.clear()
+    assert left_to_load("another", target, len(CONTENT)) == 0
+    download("http://127.0.0.1:1/data.tar.gz", target)
+    assert target.read_bytes() == b"by hand"
+
+
+@pytest.mark.parametrize("record", ["{", "[]", "{}", '{"origin": "there"}'])
+def test_a_record_that_is_none_is_of_nothing_known(target, record):
+    target.parent.mkdir()
+    target.write_bytes(b"by hand")
+    target.with_name(target.name + ".json").write_text(record)
+    download("http://127.0.0.1:1/data.tar.gz", target)
+    assert target.read_bytes() == b"by hand"
+
+
+def test_a_damaged_copy_names_what_it_is_a_copy_of(tmp_path, target):
+    origin = tmp_path / "mirror.tgz"
+    origin.write_bytes(b"no archive")
+    download(str(origin), target)
+    with pytest.raises(FetchError, match=r"run the command again; it is a copy of .*mirror\.tgz"):
+        extract(target, tmp_path / "out")
+
+
 def test_busy_servers_are_asked_again(server, target):
     server.statuses = [503, 429, 500]
     download(server.url, target)

@@ -173,6 +173,16 @@ def test_unlabelled_reviews_beside_the_archive_are_taken(mirror, tmp_path, by_ur
     assert run(mirror) == without
 
 
+def test_an_official_corpus_without_them_says_where_they_are(monkeypatch, capsys):
+    def finished(out: Path, recipe: dict) -> dict:
+        return {"official": True, "files": {"train.jsonl": ""}}
+
+    monkeypatch.setattr(imdb, "finished_meta", finished)
+    prepare(None, Path("out"), Path("cache"))
+    said = capsys.readouterr().out
+    assert "but for the reviews without labels: MIRROR=https://ai.stanford.edu/" in said
+
+
 def test_unlabelled_reviews_that_cannot_be_asked_for_are_not_taken_for_none(mirror, monkeypatch):
     packed = lzma.compress(gzip.decompress(archive_of(UNLABELLED)))
     (mirror / "aclImdb_unsup.tar.xz").write_bytes(packed)

@@ -94,6 +94,22 @@ def test_records_elsewhere_take_their_times_from_those_that_are_committed():
     assert reproduce.plan(options("quick"))[2] == []
 
 
+def test_a_training_whose_start_is_gone_is_told_before_anything_runs():
+    Path("runs/there").mkdir(parents=True)
+    Path("record").touch()
+    script = ("scripts/experiment.py",)
+    starts = [Step(name, script, Path("record")) for name in ("there", "gone")]
+    starts += [
+        Step("to-do", script, Path("none")),
+        Step("data", ("scripts/imdb.py",), Path("record")),
+    ]
+    needs = ("there", "to-do", "data")
+    found = [Step("a", script, None, needs), Step("b", script, None, (*needs, "gone"))]
+    found.append(Step("c", script, Path("record"), ("gone",)))
+    told = reproduce.without_runs([*starts, *found], options())
+    assert told == ["b needs runs/gone, which is gone: delete record to train it again"]
+
+
 def test_data_that_no_row_needs_any_more_is_not_fetched():
     Path("done").touch()
 
@@ -150,19 +166,29 @@ def test_data_that_was_prepared_otherwise_is_to_do():
         Path(f"data/{name}/meta.json").write_text(json.dumps({"files": files, **told}))
         return files
 
+    def glove(data: dict[str, str]) -> Path:
+        file = Path(f"data/vectors/{reproduce.GLOVE}.txt.gz")
+        file.write_bytes(b"a 1\n")
+        about = {"data": data, "sha256": hashlib.sha256(b"a 1\n").hexdigest()}
+        Path(f"data/vectors/{reproduce.GLOVE}.json").write_text(json.dumps(about))
+        return file
+
     for name in ("imdb", "iwslt", "vectors"):
         Path("data", name).mkdir(parents=True)
-    glove = Path(f"data/vectors/{reproduce.GLOVE}.json")
     assert done() == {"data-iwslt": False, f"vectors-{reproduce.GLOVE}": False}
     prepare("iwslt", lower=False)
-    glove.write_text(json.dumps({"data": prepare("imdb")}))
+    file = glove(prepare("imdb"))
     assert done() == {"data-iwslt": True, f"vectors-{reproduce.GLOVE}": True}
     assert done(lower=True) == {"data-iwslt": False, f"vectors-{reproduce.GLOVE}": True}
     prepare("iwslt", lower=True)
     Path("data/imdb/train").unlink()
     assert done(lower=True) == {"data-iwslt": True, f"vectors-{reproduce.GLOVE}": False}
-    glove.write_text(json.dumps({"data": {"train": "of another text"}}))
+    glove({"train": "of another text"})
     prepare("imdb")
+    assert done() == {"data-iwslt": False, f"vectors-{reproduce.GLOVE}": False}
+    glove(prepare("imdb"))
+    assert done() == {"data-iwslt": False, f"vectors-{reproduce.GLOVE}": True}
+    file.unlink()
     assert done() == {"data-iwslt": False, f"vectors-{reproduce.GLOVE}": False}
     Path("data/iwslt/meta.json").write_text("{")
     assert done(lower=True) == {"data-iwslt": False, f"vectors-{reproduce.GLOVE}": False}

