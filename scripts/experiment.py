@@ -25,7 +25,7 @@ from typing import Any
 import records
 import with_allennlp
 import with_joeynmt
-from files import alone, read_json, write_atomically
+from files import alone, check_folder, read_json, write_atomically
 
 FRAMEWORKS: dict[str, ModuleType] = {
     "imdb": with_allennlp,
@@ -79,10 +79,7 @@ def main() -> None:
         parser.error(f"--seed: expected at least 0, got {arguments['seed']}")
     if arguments["results"].resolve() == arguments["runs"].resolve():
         parser.error("--results: expected another folder than --runs")
-    try:
-        arguments["results"].mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        parser.error(f"--results: {error}")
+    check_folder(parser, "--results", arguments["results"])
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # which ends what it started as well
     with explained():
         print(run(**arguments))

@@ -40,6 +40,13 @@ def check_root(parser: argparse.ArgumentParser) -> None:
         parser.error(f"run it from the repository's root, not from {Path.cwd()}")
 
 
+def check_folder(parser: argparse.ArgumentParser, option: str, folder: Path) -> None:
+    """Ends the program where a file is in the way of the folder, which need not be there yet."""
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    if not there.is_dir():
+        parser.error(f"{option}: {there} is no folder")
+
+
 def read_json(file: Path) -> dict[str, Any]:
     content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     return content

@@ -34,7 +34,7 @@ import timing
 import torch
 import vectors
 from fetch import finished_meta, is_url
-from files import check_root
+from files import check_folder, check_root
 from reproduce_rows import CPU, FULL, Row
 from reproduce_runner import Outcome, Runner, Step, duration, shown
 
@@ -120,8 +120,8 @@ def parsed() -> tuple[Options, bool]:
             parser.error(f"--only: expected some of {', '.join(PARTS)}, got {part!r}")
     if given.seeds is not None and given.seeds < 1:
         parser.error(f"--seeds: expected at least 1, got {given.seeds}")
-    if given.results and given.results.exists() and not given.results.is_dir():
-        parser.error(f"--results: {given.results} is no folder")
+    if given.results:
+        check_folder(parser, "--results", given.results)
     if given.results and given.results.resolve() == Path("runs").resolve():
         parser.error("--results: expected another folder than runs/")
     if (mirror := given.mirror) and not is_url(mirror) and not Path(mirror).expanduser().is_dir():

@@ -230,6 +230,8 @@ def test_what_failed_and_how_is_said(commands, monkeypatch, status, text):
         ("x.jsonnet --row /k", "--row: expected letters, digits"),
         ("x.yaml --row k2", "config: expected a file *.jsonnet, got x.yaml"),
         ("x.jsonnet --row k2 --runs a --results ./a", "--results: expected another folder than"),
+        ("x.jsonnet --row k2 --results x.yaml/a/b", "--results: x.yaml is no folder"),
+        ("x.jsonnet --row k2 --seed -1", "--seed: expected at least 0, got -1"),
         ("x.jsonnet --row k2 --overrides [1]", "--overrides: expected a JSON object, got [1]"),
     ],
 )
