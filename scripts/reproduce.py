@@ -122,8 +122,8 @@ def parsed() -> tuple[Options, bool]:
         parser.error(f"--seeds: expected at least 1, got {given.seeds}")
     if given.results:
         check_folder(parser, "--results", given.results)
-    if given.results and given.results.resolve() == Path("runs").resolve():
-        parser.error("--results: expected another folder than runs/")
+        if given.results.resolve() == Path("runs").resolve():
+            parser.error("--results: expected another folder than runs/")
     if (mirror := given.mirror) and not is_url(mirror) and not Path(mirror).expanduser().is_dir():
         parser.error(
             f"--mirror: there is no folder {mirror}, nor does it start with http:// or https://"

@@ -18,6 +18,7 @@ from collections.abc import Iterable, Sequence
 from importlib.metadata import distribution
 from pathlib import Path
 
+from files import check_root
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name, parse_wheel_filename
 
@@ -58,8 +59,7 @@ def main() -> None:
         parser.error(f"--extras: expected some of {', '.join(EXTRAS)}, got {unknown}")
     if given.split is not None and given.split < 1:
         parser.error(f"--split: expected at least 1, got {given.split}")
-    if not LOCK.is_file():
-        parser.error(f"run it from the repository's root, not from {Path.cwd()}")
+    check_root(parser)
     if given.have and not given.have.is_file():
         parser.error(f"--have: there is no {given.have}")
     have = names(given.have.read_text("utf-8")) if given.have else set()

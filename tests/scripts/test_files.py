@@ -5,6 +5,7 @@ import ptb_start
 import pytest
 import quick
 import reproduce
+import wheelhouse
 from files import write_atomically
 
 
@@ -22,7 +23,7 @@ def test_write_atomically(tmp_path, monkeypatch):
     assert path.read_bytes() == "é\n".encode()
 
 
-@pytest.mark.parametrize("script", [ptb_start, quick, reproduce])
+@pytest.mark.parametrize("script", [ptb_start, quick, reproduce, wheelhouse])
 def test_what_needs_the_root_writes_nothing_elsewhere(script, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["script.py"])
