@@ -32,19 +32,12 @@ TOLERANCE = {torch.float64: 1e-12, torch.float32: 3e-6, torch.float16: 2e-3, tor
 SIZES = {"float": 4, "double": 8, "half16": 2, "bfloat16": 2}
 PAIRED = (torch.float16, torch.bfloat16)
 WAYS = {  # multiprocessors, INTERVAL_STEPS, FEWEST_TILES, MOST_ROWS
-    "relay": (
-        132,
-        12_000,
-        4,
-        65_535,
-    ),  # a block for each tile, all of the tests' tiles in one interval
-    "intervals": (
-        132,
-        700,
-        4,
-        3,
-    ),  # the same with a few tiles in each, and a few in a layer of the grid
-    "walk": (1, 12_000, 1 << 30, 65_535),  # a block walks over all tiles
+    # a block for each tile, all of the tests' tiles in one interval
+    "relay": (132, 12_000, 4, 65_535),
+    # the same with a few tiles in each, and a few in a layer of the grid
+    "intervals": (132, 700, 4, 3),
+    # a block walks over all tiles
+    "walk": (1, 12_000, 1 << 30, 65_535),
 }
 
 
