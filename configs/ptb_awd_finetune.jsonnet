@@ -10,7 +10,11 @@ local root = std.join("/", path[0:std.length(path) - 1] + [".."]) + "/";
 
 function(run="runs/ptb_awd") awd + {
   vocabulary: {type: "from_files", directory: root + run + "/vocabulary"},
-  model: {type: "from_archive", archive_file: root + run + "/model.tar.gz"},
+  model+: {
+    initializer: {
+      regexes: [[".*", {type: "pretrained", weights_file_path: root + run + "/best.th"}]],
+    },
+  },
   trainer+: {
     patience: 5,
     callbacks: [

@@ -17,11 +17,11 @@ from typing import Any
 
 import records
 import torch
-from files import read_json
+from files import check_root, read_json
 from tqdm import tqdm
 from with_allennlp import require
 
-import qrnn.allennlp  # noqa: F401  before allennlp, which it mends
+from qrnn.allennlp import ImdbReader  # before allennlp, which it mends
 
 from allennlp.models.archival import load_archive  # isort: skip
 
@@ -38,6 +38,7 @@ def main() -> None:
     parser.add_argument("runs", type=Path, nargs="+", help="directories that training has finished")
     parser.add_argument("--results", type=Path, default=records.RESULTS)
     arguments = parser.parse_args()
+    check_root(parser)
     if len({run.name for run in arguments.runs}) < len(arguments.runs):
         parser.error("runs: two folders have the same name, by which the table tells them apart")
     for run in arguments.runs:
@@ -90,6 +91,8 @@ def predicted(run: Path) -> tuple[list[str], list[int], list[float]]:
     """Of each review of the development part: id, tokens, and the probability of its true label."""
     cuda_device = 0 if torch.cuda.is_available() else -1
     loaded = load_archive(run / "model.tar.gz", cuda_device=cuda_device)
+    if not isinstance(loaded.dataset_reader, ImdbReader):
+        sys.exit(f"error: {run}: expected a classifier of IMDb's reviews")
     loaded.model.eval()
     file = Path(loaded.config["validation_data_path"])
     with file.open(encoding="utf-8") as lines:

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import records
 import torch
-from files import read_json
+from files import check_root, read_json
 from torch import Tensor
 from tqdm import tqdm
 from with_allennlp import require
@@ -60,6 +60,7 @@ def main() -> None:
     parser.add_argument("--note", default="", help="what the reader of the table should know")
     parser.add_argument("--results", type=Path, default=records.RESULTS)
     arguments = parser.parse_args()
+    check_root(parser)
     require(arguments.run)
     archive = arguments.run / "model.tar.gz"
     print(measure(archive, arguments.row, arguments.note, arguments.results))
@@ -68,6 +69,10 @@ def main() -> None:
 def measure(archive: Path, row: str, note: str, results: Path) -> Path:
     started = time.monotonic()
     loaded = load_archive(archive, cuda_device=0 if torch.cuda.is_available() else -1)
+    loader = loaded.config.get("validation_data_loader") or loaded.config.get("data_loader")
+    softmax = getattr(loaded.model, "softmax", None)
+    if not isinstance(softmax, torch.nn.Linear) or loader["type"] != "token_stream":
+        sys.exit(f"error: {archive.parent}: expected a language model over a token_stream")
     valid_file = Path(loaded.config["validation_data_path"])
     told = read_json(archive.with_name("run.json"))
     valid = read(loaded, valid_file)

@@ -91,7 +91,7 @@ FULL = (
         0.6,
         {
             "vocabulary.directory": "{runs}/ptb-awd-seed{seed}/vocabulary",
-            "model.archive_file": "{runs}/ptb-awd-seed{seed}/model.tar.gz",
+            "model.initializer.regexes.0.1.weights_file_path": "{runs}/ptb-awd-seed{seed}/best.th",
         },
         needs=("ptb-awd-seed{seed}",),
     ),

@@ -177,6 +177,8 @@ def _check_config(config: Any) -> None:
                 f"weights_file_path: {file} does not exist: train what it comes from first"
             )
     given = config.get("trainer", {})
+    if isinstance(given, str):
+        given = {"type": given}
     if given.get("type", "gradient_descent") == "gradient_descent":
         known = inspect.signature(GradientDescentTrainer.from_partial_objects).parameters
         # run_sanity_checks: the old name of run_confidence_checks, which AllenNLP still takes
@@ -238,11 +240,16 @@ def _register_train() -> None:
                 named = args.serialization_dir is not None
                 if not named:
                     args.serialization_dir = os.path.join("runs", Path(args.param_path).stem)
-                directory = Path(args.serialization_dir)
-                new = not directory.exists()
+                directory, new = Path(args.serialization_dir), False
                 _check_config(Params.from_file(args.param_path, args.overrides).as_dict(quiet=True))
                 if args.recover:
                     _mend_checkpoints(directory)
+                else:
+                    try:  # of two processes that start at once only one makes it, and may remove it
+                        directory.mkdir(parents=True)
+                        new = True
+                    except FileExistsError:
+                        pass
                 try:
                     train(args)
                 except BaseException:

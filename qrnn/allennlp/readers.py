@@ -65,7 +65,7 @@ def reviews(path: Path, labelled: bool) -> Iterator[Tuple[List[str], Optional[st
             except (ValueError, KeyError, AttributeError, TypeError) as error:
                 expected = '{"text": ..., "label": ...}' if labelled else '{"text": ...}'
                 raise ConfigurationError(
-                    f"{path}, line {number}: expected {expected} ({error!r})"
+                    f"{path}, line {number}: expected {expected} ({type(error).__name__}: {error})"
                 ) from error
             yield words, label
     if not number:

@@ -47,23 +47,35 @@ def newest_checkpoint(directory: Path) -> Optional[Checkpoint]:
 
 def has_best(directory: Path, checkpoint: Checkpoint) -> bool:
     """Rewrites best.th where the checkpoint is of the best epoch: AllenNLP writes it after the
-    checkpoint, and may have been killed before. False if the best epoch's weights are lost."""
+    checkpoint, and may have been killed before. False if the best epoch's weights are lost.
+
+    The trainer's state then has the path of best.th, which AllenNLP loads at the end: not None, as
+    in the first epoch's, nor where the folder was before it was moved."""
     best, state = directory / "best.th", checkpoint.state
     # None where nothing is validated: then every epoch is the best
     newest_is_best = state["metric_tracker"]["best_epoch"] in (None, state["epochs_completed"] - 1)
-    if not newest_is_best or state["batches_in_epoch_completed"]:
-        return state["best_model_filename"] is None or is_whole(best)
     part = best.with_suffix(".part")
-    average = state.get("moving_average", {"steps": 0})
+    if not newest_is_best or state["batches_in_epoch_completed"]:
+        if state["best_model_filename"] is None:
+            return True
+        if not is_whole(best):
+            return False
+    else:
+        _write_best(checkpoint, part)
+        part.replace(best)
+    if state["best_model_filename"] != str(best):
+        torch.save({**state, "best_model_filename": str(best)}, part)
+        part.replace(checkpoint.training)
+    return True
+
+
+def _write_best(checkpoint: Checkpoint, file: Path) -> None:
+    """The checkpoint's weights, or their averages where the trainer keeps such."""
+    average = checkpoint.state.get("moving_average", {"steps": 0})
     if average.get("steps") != 0:  # nt_asgd's, which may not have begun, counts steps
         weights = torch.load(checkpoint.model, map_location="cpu")
         # by address: a weight that is tied has one average, and two names in the model
         shadows = {weights[name].data_ptr(): w for name, w in average["shadows"].items()}
-        torch.save({name: shadows.get(w.data_ptr(), w) for name, w in weights.items()}, part)
+        torch.save({name: shadows.get(w.data_ptr(), w) for name, w in weights.items()}, file)
     else:
-        shutil.copyfile(checkpoint.model, part)
-    part.replace(best)
-    if state["best_model_filename"] is None:  # the first epoch's: it would not be loaded at the end
-        torch.save({**state, "best_model_filename": str(best)}, part)
-        part.replace(checkpoint.training)
-    return True
+        shutil.copyfile(checkpoint.model, file)

@@ -42,14 +42,18 @@ class TokenStreamReader(DatasetReader):
         source = data_source(path.parent)
         if not source["official"]:
             logger.warning("%s IS NOT THE OFFICIAL DATA: %s", path, source["note"])
+        number = 0
         with path.open("rb") as lines:
             for number, line in enumerate(lines, 1):
-                try:
-                    yield self.text_to_instance(line.decode())
+                try:  # "-sig": without the mark that some editors begin a file with
+                    text = line.decode("utf-8-sig" if number == 1 else "utf-8")
                 except UnicodeDecodeError as error:
                     raise ConfigurationError(
                         f"{path}, line {number} is not UTF-8: {error}"
                     ) from error
+                yield self.text_to_instance(text)
+        if not number:
+            raise ConfigurationError(f"{path} holds no lines")
 
     def text_to_instance(self, text: str) -> Instance:
         return _instance(text.split())

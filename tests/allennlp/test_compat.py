@@ -14,6 +14,7 @@ import torch
 from qrnn.allennlp import compat
 
 ROOT = Path(__file__).parents[2]
+IMDB = str(ROOT / "configs/imdb.jsonnet")
 TORCHVISION = ["torchvision", "torchvision.ops", "torchvision.ops.boxes"]
 
 
@@ -183,8 +184,9 @@ def test_recover_loads_numpy_scalars(tmp_path):
 
 class TestCommands:
     @pytest.fixture(autouse=True)
-    def extended(self):
+    def extended(self, tmp_path, monkeypatch):
         compat.extend()
+        monkeypatch.chdir(tmp_path)
 
     @pytest.fixture
     def train(self, monkeypatch):
@@ -219,13 +221,13 @@ class TestCommands:
 
     @pytest.mark.parametrize("options", [[], ["--recover"], ["--force", "-o", "{}"]])
     def test_train_writes_to_runs(self, train, options):
-        default = train("configs/imdb.jsonnet", *options)
+        default = train(IMDB, *options)
         assert default["serialization_dir"] == os.path.join("runs", "imdb")
-        named = train("configs/imdb.jsonnet", "-s", os.path.join("runs", "imdb"), *options)
+        named = train(IMDB, "-s", os.path.join("runs", "imdb"), *options)
         assert default == named
 
     def test_train_writes_where_it_is_told(self, train):
-        assert train("configs/imdb.jsonnet", "-s", "there")["serialization_dir"] == "there"
+        assert train(IMDB, "-s", "there")["serialization_dir"] == "there"
 
     def test_a_run_that_is_there_is_not_overwritten(self, tmp_path, monkeypatch):
         from allennlp import commands
@@ -234,7 +236,6 @@ class TestCommands:
         (tmp_path / "runs/mine").mkdir(parents=True)
         (tmp_path / "runs/mine/model.tar.gz").touch()
         (tmp_path / "mine.jsonnet").write_text("{}")
-        monkeypatch.chdir(tmp_path)
         monkeypatch.setattr(sys, "argv", ["allennlp", "train", "mine.jsonnet"])
         monkeypatch.setattr(commands, "import_plugins", lambda: None)
         with pytest.raises(ConfigurationError, match="already exists and is not empty"):
@@ -255,14 +256,12 @@ class TestCommands:
         from allennlp.training import GradientDescentTrainer
 
         def fail(serialization_dir, **_):
-            Path(serialization_dir).mkdir(parents=True)
             (Path(serialization_dir) / written).touch()
             if written == "training begins":
                 GradientDescentTrainer._try_train(object())
             raise AttributeError
 
         (tmp_path / "mine.jsonnet").write_text("{}")
-        monkeypatch.chdir(tmp_path)
         with pytest.raises(AttributeError):
             train("mine.jsonnet", doing=fail)
         assert Path("runs/mine").exists() == kept
@@ -271,18 +270,35 @@ class TestCommands:
     def test_a_dry_run_leaves_no_folder_that_nobody_named(
         self, train, tmp_path, monkeypatch, named
     ):
-        def make(serialization_dir, **_):
-            Path(serialization_dir).mkdir(parents=True)
-
         (tmp_path / "mine.jsonnet").write_text("{}")
-        monkeypatch.chdir(tmp_path)
         directory = Path("runs/mine")
         options = ["-s", str(directory)] if named else []
-        train("mine.jsonnet", "--dry-run", *options, doing=make)
+        train("mine.jsonnet", "--dry-run", *options)
         assert directory.exists() == named
         directory.mkdir(parents=True, exist_ok=True)
-        train("mine.jsonnet", "--dry-run", "--force", doing=lambda **_: None)
+        train("mine.jsonnet", "--dry-run", "--force")
         assert directory.exists()  # it was there before
+
+    def test_a_folder_that_another_process_has_just_made_stays(self, train, tmp_path, monkeypatch):
+        def fail(**_):
+            raise AttributeError
+
+        check = compat._check_config
+
+        def check_slowly(config):
+            check(config)
+            Path("runs/mine").mkdir(parents=True)  # by the other one
+
+        monkeypatch.setattr(compat, "_check_config", check_slowly)
+        (tmp_path / "mine.jsonnet").write_text("{}")
+        with pytest.raises(AttributeError):
+            train("mine.jsonnet", doing=fail)
+        assert Path("runs/mine").exists()
+
+    def test_a_trainer_may_be_its_name_alone(self, train, tmp_path):
+        config = tmp_path / "mine.jsonnet"
+        config.write_text('{"trainer": "gradient_descent"}')
+        assert train(str(config), "-s", str(tmp_path / "run"))
 
     def test_the_old_name_of_the_trainers_checks_is_taken(self, train, tmp_path):
         from allennlp.common.checks import ConfigurationError

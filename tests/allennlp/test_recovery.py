@@ -175,6 +175,18 @@ def test_the_first_best_weights_are_those_that_the_trainer_loads(tmp_path, check
     assert state == STATE | {"best_model_filename": str(tmp_path / "best.th")}
 
 
+@pytest.mark.parametrize("best_epoch", [0, 1])
+def test_best_weights_are_found_where_the_folder_has_been_moved_to(
+    tmp_path, checkpoint, best_epoch
+):
+    moved = {
+        "metric_tracker": {"best_epoch": best_epoch},
+        "best_model_filename": "runs/before/best.th",
+    }
+    assert has_best(tmp_path, checkpoint._replace(state=STATE | moved))
+    assert newest_checkpoint(tmp_path).state["best_model_filename"] == str(tmp_path / "best.th")
+
+
 def test_a_best_that_is_lost_is_an_error(here, capfd):
     directory = here / "run"
     assert train(directory) == 0

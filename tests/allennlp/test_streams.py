@@ -125,6 +125,13 @@ def test_unknown_words(corpus, tmp_path):
         pieces(corpus, 3, 1, vocabulary_of(other))
 
 
+def test_the_mark_that_a_file_may_begin_with_is_no_word(tmp_path):
+    file = tmp_path / "marked.txt"
+    file.write_text("the cat\n\ufeffsat\n", encoding="utf-8-sig")
+    lines = [[t.text for t in line["tokens"]] for line in TokenStreamReader().read(file)]
+    assert lines == [["the", "cat", "<eos>"], ["\ufeffsat", "<eos>"]]
+
+
 def test_other_than_official_data_is_loudly_said(corpus, caplog):
     vocabulary_of(corpus)
     assert "OFFICIAL" not in caplog.text
@@ -139,6 +146,9 @@ def test_what_cannot_be_read_is_an_error(corpus, tmp_path):
     (tmp_path / "latin.txt").write_bytes(b"the cat\ncaf\xe9\n")
     with pytest.raises(ConfigurationError, match=r"latin\.txt, line 2 is not UTF-8"):
         list(TokenStreamReader().read(tmp_path / "latin.txt"))
+    (tmp_path / "empty.txt").touch()
+    with pytest.raises(ConfigurationError, match=r"empty\.txt holds no lines"):
+        list(TokenStreamReader().read(tmp_path / "empty.txt"))
     with pytest.raises(ConfigurationError, match=r"at least 13 words.*got 12"):
         pieces(corpus, 3, 13)
     for name in ("bptt", "batch_size"):

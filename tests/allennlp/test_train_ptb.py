@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import ptb_cache
 import pytest
 from allennlp.commands.evaluate import evaluate_from_archive
 from allennlp.commands.train import train_model_from_file
@@ -109,6 +110,20 @@ def test_evaluation_is_of_the_best_epoch_and_of_every_word(trained, tmp_path):
     assert perplexity["test"] < 5 and perplexity["test"] != perplexity["valid"]
 
 
+def test_a_cache_is_chosen_on_validation(project, trained, tmp_path, monkeypatch):
+    """The text is a chain of random steps: a cache has nothing to gain, and little to lose."""
+    monkeypatch.chdir(project)
+    monkeypatch.setattr(ptb_cache, "WINDOWS", (20,))
+    found = json.loads(
+        ptb_cache.measure(trained / "model.tar.gz", "cache", "", tmp_path).read_text()
+    )
+    metrics = found["metrics"]
+    best = read(trained / "metrics.json")["best_validation_perplexity"]
+    assert metrics["valid_perplexity_without"] == pytest.approx(best, rel=1e-4)
+    assert 1 < metrics["valid_perplexity"] < best * 1.05
+    assert 1 < metrics["test_perplexity"] < 5 and metrics["window"] == 20
+
+
 class Killed(Exception):
     pass
 
@@ -175,17 +190,17 @@ def test_fine_tuning_goes_on_from_the_result(project):
     runs = project / "runs"
     base = train(project, "ptb_awd", runs / "ptb_awd", AWD)
     best = min(epoch["validation_perplexity"] for epoch in base)
-    options = {k: v for k, v in AWD.items() if not k.startswith("model.")}
-    options |= {"trainer.optimizer.lr": 1e-9, "trainer.num_epochs": 1}
+    options = AWD | {"trainer.optimizer.lr": 1e-9, "trainer.num_epochs": 1}
     [epoch] = train(project, "ptb_awd_finetune", runs / "tuned", options)
     assert epoch["validation_perplexity"] == pytest.approx(best, rel=1e-4)
+    shutil.rmtree(runs / "ptb_awd")  # the new archive does not need it
     perplexity = evaluate_from_archive(
         runs / "tuned" / "model.tar.gz", str(project / "data" / "ptb" / "valid.txt")
     )["perplexity"]
     assert perplexity == pytest.approx(best, rel=1e-4) and best < 12  # of 21 words
 
 
-def test_the_replications_model_learns(project, tmp_path):
+def test_the_replications_model_learns(project, tmp_path, monkeypatch):
     overrides = {
         "model.rnn.input_size": 8,
         "model.rnn.hidden_size": 16,
@@ -195,3 +210,6 @@ def test_the_replications_model_learns(project, tmp_path):
     history = train(project, "ptb_replication", tmp_path / "run", overrides)
     valid = [epoch["validation_perplexity"] for epoch in history]
     assert valid[-1] < 10 and valid == sorted(valid, reverse=True)
+    monkeypatch.chdir(project)
+    with pytest.raises(SystemExit, match="run: expected a language model over a token_stream"):
+        ptb_cache.measure(tmp_path / "run/model.tar.gz", "cache", "", tmp_path)

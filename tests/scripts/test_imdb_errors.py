@@ -29,6 +29,7 @@ def project(tmp_path_factory):
     """Reviews of which the author's stars cannot be told from the words, and two runs on them."""
     root = tmp_path_factory.mktemp("project")
     shutil.copytree(ROOT / "configs", root / "configs")
+    (root / "scripts").mkdir()
     data = root / "data/imdb"
     data.mkdir(parents=True)
     reviews = [
