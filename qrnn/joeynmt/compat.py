@@ -24,6 +24,7 @@ import torch
 JOEYNMT = "2.3.0"
 TORCH = ((2, 11), (2, 16))  # allowed from the first up to, but not including, the second
 OURS = "qrnn"  # in a config: the type of an encoder and of a decoder, and beam_ranking
+SIDES = ("src", "trg")  # of a config's data
 LOGGER = "joeynmt.qrnn"  # only loggers below joeynmt get its train.log
 CONFIG_ONLY = ("type", "embeddings")  # options that our classes do not see
 CLASS_ONLY = ("emb_size", "emb_dropout", "encoder", "vocab_size")  # those that joeynmt adds
@@ -87,17 +88,18 @@ def _train(
     try:
         _check_data(cfg)
         original(rank, world_size, cfg, skip_test)
-    except Exception:
+    except BaseException:
         folder = Path(cfg["model_dir"])
-        made = {path.name for path in folder.glob("*")} - _tokenizer_files(cfg["data"])
+        made = {path.name for path in folder.glob("*")} - _tokenizer_files(cfg.get("data"))
         if rank == 0 and "config.yaml" in made and made <= BEFORE_TRAINING:
             shutil.rmtree(folder)
         raise
 
 
-def _tokenizer_files(data: dict[str, Any]) -> set[str]:
+def _tokenizer_files(data: Any) -> set[str]:
     """The names under which joeynmt copies them into model_dir."""
-    options = [(data[side].get("tokenizer_cfg") or {}).values() for side in ("src", "trg")]
+    sides = [(data or {}).get(side) or {} for side in SIDES]
+    options = [(side.get("tokenizer_cfg") or {}).values() for side in sides]
     return {Path(value).name for values in options for value in values if isinstance(value, str)}
 
 
@@ -105,11 +107,14 @@ def _check_data(cfg: dict[str, Any]) -> None:
     """joeynmt itself would raise an AssertionError without words."""
     from joeynmt.config import ConfigurationError
 
-    data = cfg["data"]
-    sides = [data["src"], data["trg"]]
+    data = cfg.get("data") or {}
+    for side in SIDES:
+        if not isinstance(data.get(side), dict):
+            raise ConfigurationError(f"data: {side}: expected a section, got {data.get(side)!r}")
+    sides = [data[side] for side in SIDES]
     files = [side["voc_file"] for side in sides if side.get("voc_file")]
     if data.get("train") and data.get("dataset_type", "plain") == "plain":
-        files += [f"{data['train']}.{side['lang']}" for side in sides]
+        files += [f"{Path(data['train'])}.{side['lang']}" for side in sides]
     for file in files:
         if not Path(file).is_file():
             raise ConfigurationError(

@@ -4,6 +4,7 @@ joeynmt's `load_model` repeats the interrupted epoch, with new random numbers. H
 is replaced after every validation as a whole, has all that training depends on.
 """
 
+import hashlib
 import os
 import signal
 from collections.abc import Iterator
@@ -15,7 +16,9 @@ import torch
 from joeynmt.config import ConfigurationError, TrainConfig
 from joeynmt.helpers import symlink_update
 from joeynmt.helpers_for_ddp import use_ddp
+from joeynmt.model import Model
 from joeynmt.training import TrainManager
+from torch import nn
 
 from qrnn.checkpoints import random_state, set_random_state
 
@@ -57,11 +60,16 @@ class ResumableTraining(TrainManager):
     The file is a checkpoint of joeynmt's with more entries: `batches`, how many of the epoch are
     done; `random` and `random_of_epoch`, the random number generators' states now and when the
     epoch began; `validations`, the lines of validations.txt; `best_state`, the weights that were
-    best on dev, or None; `settings`, the model and the options in words. Ctrl-C ends the process.
+    best on dev, or None; `settings`, the model, the data and the options in words. Ctrl-C ends the
+    process.
+
+    Subwords that are drawn at random (sentencepiece's alpha, subword-nmt's dropout) come from
+    random numbers, and a cache, that are not kept: such a run does not go on exactly.
 
     Raises:
         ConfigurationError: for several processes, for a file in model_dir, which joeynmt empties,
-            and for one that is no such file, or of another model or training than the config's.
+            for one that cannot be written, and for one that is no such file, or of another model,
+            seed, data or training than the config's.
     """
 
     def __init__(
@@ -78,8 +86,16 @@ class ResumableTraining(TrainManager):
         options = train_args._asdict()
         self.settings = {name: str(options[name]) for name in options.keys() - FREE}
         self.settings["bucket"] = str(getattr(train_args.batch_size, "bucket", None))
-        self.settings["model"] = repr(model)
+        self.settings["random_seed"] = str(kwargs["seed"])
+        self.settings["model"] = described(model)
+        self.part = self.file.with_name(f"{self.file.name}.part")
         self.restored = self._read(train_args.epochs) if self.file.exists() else None
+        try:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            self.part.touch()
+            self.part.unlink()
+        except OSError as error:
+            raise self.wrong(f"the path of a file that can be written ({error})") from error
         self.report = model_dir / "validations.txt"
         self.best_state: dict[str, torch.Tensor] | None = None
         super().__init__(*args, model=model, model_dir=model_dir, train_args=train_args, **kwargs)
@@ -93,12 +109,19 @@ class ResumableTraining(TrainManager):
         self._batches = None if loader is None else Batches(loader, self)
 
     def train_and_validate(self, train_data: Any, valid_data: Any) -> None:
-        # joeynmt would catch it and end as if training were over
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        self.settings["data"] = digest(
+            repr((train_data, train_data.tokenizer, getattr(train_data, "data", None)))
+        )
         if self.restored:
+            self._check_same(self.restored, "data")
             self.stats.load_state_dict(self.restored["stats_state"])  # the epoch to begin with
-        super().train_and_validate(train_data, valid_data)
-        self._keep()
+        # joeynmt would catch it and end as if training were over
+        before = signal.signal(signal.SIGINT, signal.SIG_DFL)
+        try:
+            super().train_and_validate(train_data, valid_data)
+            self._keep()
+        finally:
+            signal.signal(signal.SIGINT, before)
 
     def wrong(self, expected: str) -> ConfigurationError:
         return ConfigurationError(f"training: state_file: expected {expected}, got {self.file}")
@@ -111,13 +134,17 @@ class ResumableTraining(TrainManager):
             raise self.wrong(f"a file that torch.load can read ({told})") from error
         if not isinstance(found, dict) or not found.keys() >= KEPT:
             raise self.wrong("a file that this option made")
-        for name, value in sorted(self.settings.items()):
-            if found["settings"].get(name) != value:
-                told = f" ({value}; it has {found['settings'].get(name)})"
-                raise self.wrong(f"one with the same {name}{'' if name == 'model' else told}")
+        for name in sorted(self.settings):
+            self._check_same(found, name)
         if found["stats_state"]["epochs"] > epochs:
             raise self.wrong(f"one of at most {epochs} epochs, as training: epochs")
         return found
+
+    def _check_same(self, found: dict[str, Any], name: str) -> None:
+        value, other = self.settings[name], found["settings"].get(name)
+        if value != other:
+            told = "" if name in ("model", "data") else f" ({value}; it has {other})"
+            raise self.wrong(f"one with the same {name}{told}")
 
     def _validate(self, valid_data: Any) -> None:
         super()._validate(valid_data)
@@ -141,16 +168,14 @@ class ResumableTraining(TrainManager):
             "best_state": self.best_state,
             "settings": self.settings,
         }
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        part = self.file.with_name(f"{self.file.name}.part")
         try:
-            with open(part, "wb") as file:
+            with open(self.part, "wb") as file:
                 torch.save(state, file)
                 file.flush()
                 os.fsync(file.fileno())
-            part.replace(self.file)
+            self.part.replace(self.file)
         finally:
-            part.unlink(missing_ok=True)
+            self.part.unlink(missing_ok=True)
 
     def restore(self) -> None:
         """To be called within the interrupted epoch: its beginning changes some of the state."""
@@ -169,6 +194,18 @@ class ResumableTraining(TrainManager):
                 self.ckpt_queue.append((self.stats.best_ckpt_score, best))
         set_random_state(self.restored["random"])
         self.restored = None
+
+
+def digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def described(model: Model) -> str:
+    """What a model is, but for its parameters' values: of tied ones only the first is named."""
+    dropout = [(name, m.p) for name, m in model.named_modules() if isinstance(m, nn.Dropout)]
+    trained = [(name, p.requires_grad) for name, p in model.named_parameters()]
+    words = [digest(repr(vocabulary._itos)) for vocabulary in (model.src_vocab, model.trg_vocab)]
+    return f"{model}\n{dropout}\n{trained}\n{words}"
 
 
 class Batches:
@@ -196,7 +233,8 @@ class Batches:
             self.seen = sum(1 for _ in islice(batches, restored["batches"]))
             if self.seen < restored["batches"]:
                 raise self.training.wrong(
-                    f"one of an epoch of {self.seen} batches, as data and batch_size make it now"
+                    f"one of an epoch of {self.seen} batches, as it has now, with subwords that "
+                    "are drawn at random"
                 )
             self.training.restore()
             if stats.is_min_lr or stats.is_max_update:

@@ -289,17 +289,34 @@ def test_a_state_of_more_epochs_is_refused(here):
         ("training", {"bucket": None}, "same bucket"),
         ("encoder", {"reverse_source": False}, "same model,"),
         ("encoder", {"hidden_size": 8}, "same model,"),
+        ("encoder", {"embeddings": {"embedding_dim": 8, "dropout": 0.2}}, "same model,"),
+        ("decoder", {"freeze": True}, "same model,"),
+        ("src", {"lowercase": True}, "same data,"),
+        ("src", {"voc_file": "swapped.txt"}, "same model,"),
+        (None, {"random_seed": 7}, r"same random_seed \(7; it has 1\)"),
     ],
 )
 def test_a_state_of_another_training_is_refused(here, part, change, expected):
     assert ended(train, settings(here, "qrnn", updates=7)) == 0
     before = (here / "state.ckpt").read_bytes()
     config = settings(here, "qrnn")
-    (config["training"] if part == "training" else config["model"][part]).update(change)
+    *symbols, one, other = (
+        Path(config["data"]["src"]["voc_file"]).read_text("utf-8").split("\n")[:-1]
+    )
+    Path("swapped.txt").write_text("\n".join([*symbols, other, one, ""]), "utf-8")
+    parts = {None: config, "training": config["training"], **config["model"], **config["data"]}
+    parts[part].update(change)
     with pytest.raises(ConfigurationError, match=f"state_file: expected one with the {expected}"):
         train(config)
     assert (here / "state.ckpt").read_bytes() == before
     assert not list(Path(config["model_dir"]).glob("*.ckpt"))
+
+
+def test_a_file_that_cannot_be_made_is_named_at_the_start(here):
+    (here / "file").touch()
+    config = settings(here, "qrnn", state_file=str(here / "file/state.ckpt"))
+    with pytest.raises(ConfigurationError, match=r"state_file: expected .* that can be written"):
+        train(config)
 
 
 def test_several_processes_are_refused(here):

@@ -81,6 +81,7 @@ def trained(project):
             {"testing": {"beam_ranking": "qrn"}},
             "beam_ranking: expected",
         ),
+        ("joeynmt", {}, {"data": {"src": None}}, "data: src: expected a section, got None"),
     ],
 )
 def test_where_training_cannot_begin_nothing_stays(project, module, env, changes, told):
@@ -98,15 +99,16 @@ def test_where_training_cannot_begin_nothing_stays(project, module, env, changes
         ({"train.log"}, True),  # not made by joeynmt's command
     ],
 )
-def test_a_model_dir_in_which_training_began_stays(tmp_path, names, stays):
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_a_model_dir_in_which_training_began_stays(tmp_path, names, stays, error):
     def fails(*arguments):
-        raise ValueError("no")
+        raise error("no")
 
     for name in names:
         (tmp_path / name).touch()
     codes = {"tokenizer_cfg": {"codes": "data/bpe.codes", "dropout": 0.1}}
     config = {"model_dir": str(tmp_path), "data": {"src": codes, "trg": {"tokenizer_cfg": None}}}
-    with pytest.raises(ValueError, match="no"):
+    with pytest.raises(error, match="no"):
         compat._train(fails, 0, None, config)
     assert tmp_path.exists() == stays
 
