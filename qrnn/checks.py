@@ -90,10 +90,14 @@ def check_lengths(
         check(
             0 <= min(values) and max(values) <= steps, argument, f"values from 0 to {steps}", values
         )
-    return lengths.to(device, torch.int64)
+    # a copy, as the caller may change it before autograd has used it
+    return lengths.to(device, torch.int64, copy=True)
 
 
 def check_size(argument: str, value: object, least: int = 1) -> None:
+    traced = isinstance(value, Tensor) and torch.jit.is_tracing()  # type: ignore[attr-defined]
+    if traced or isinstance(value, torch.SymInt):
+        return  # known when the program runs that is being made
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{argument}: expected an int, got {type(value).__name__}")
     check(value >= least, argument, f"at least {least}", value)

@@ -358,8 +358,9 @@ class QRNN(nn.Module):
     """A stack of quasi-recurrent layers, in the place of an nn.LSTM.
 
     The first seven arguments are nn.LSTM's, in its order. It differs in having no recurrent
-    weights: of an initial state only c is used, h is accepted and returned for compatibility. So
-    what conditions a decoder goes into c; and code that keeps (h, c) and goes step by step needs
+    weights: of an initial state only c is used, h is accepted and returned for compatibility (one
+    that is learnt gets no gradient, which DistributedDataParallel has to be told). So what
+    conditions a decoder goes into c; and code that keeps (h, c) and goes step by step needs
     kernel_size=1, whose whole state is c, or a QRNNState, which has the windows, too.
 
     Parameters are `layers.N.weight` and `layers.N.bias`, in each direction the blocks z, f, o, i of
@@ -378,9 +379,9 @@ class QRNN(nn.Module):
         pooling: the gates, with c_t = f_t c_{t-1} + i_t z_t. "f": i_t = 1 - f_t and the output is
             c_t (equation 3 of the paper); "fo": the output is o_t c_t (equation 4); "ifo": i_t is a
             gate of its own as well (equation 5).
-        zoneout: rate at which forget gates are set to 1 in training, so that the cell stays as it
-            is; zoneout_eval: what stands for it in evaluation, "mean" (1 - f_t is scaled by
-            1 - zoneout) or "none".
+        zoneout: rate at which forget gates are set to 1 in training, so that (with i_t = 1 - f_t)
+            the cell stays as it is; zoneout_eval: what stands for it in evaluation, "mean"
+            (1 - f_t is scaled by 1 - zoneout) or "none".
         weight_dropout: rate at which the elements of every layer's weight are dropped in training,
             the same ones for all steps and sequences of a call.
         dense: every layer's input is concatenated to its output to make the next layer's input

@@ -177,6 +177,32 @@ def test_torchscript_trace_is_saved_and_trained_on() -> None:
     close(*(torch.autograd.grad(f(x)[0].sum(), x) for f in (traced, rnn)))
 
 
+class Streaming(nn.Module):
+    """Makes its own zero state, for a batch whose size is known only when it runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = make()
+
+    def forward(self, x: Tensor) -> Tensor:
+        output, _ = self.rnn(x, self.rnn.initial_state(x.shape[1]))
+        return output
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("strict", [False, True, None])
+def test_a_zero_state_of_any_batch(strict: bool | None) -> None:
+    module, x = Streaming(), torch.randn(5, 2, 3)
+    if strict is None:
+        program = torch.jit.trace(module, x)
+    else:
+        exported = torch.export.export(module, (x,), dynamic_shapes=(TIME_MAJOR,), strict=strict)
+        program = exported.module()
+    for steps, batch in SIZES:
+        x = torch.randn(steps, batch, 3)
+        close(program(x), module(x))
+
+
 class Pool(nn.Module):
     def __init__(self, pooling: str, direction: str) -> None:
         super().__init__()

@@ -496,6 +496,17 @@ class TestLengths:
         for other in runs[1:]:
             equal(other, runs[0])
 
+    @pytest.mark.parametrize("inference", [False, True])
+    def test_they_are_the_callers_to_change_before_backward(self, inference: bool) -> None:
+        rnn, x = make(3, 4), randn(5, 2, 3).requires_grad_()
+        with torch.inference_mode(inference):
+            lengths = torch.tensor([5, 3])
+        want = torch.autograd.grad(rnn(x, lengths=torch.tensor([5, 3]))[0].sum(), x)
+        output, _ = rnn(x, lengths=lengths)
+        with torch.inference_mode(inference):
+            lengths -= 2
+        equal(torch.autograd.grad(output.sum(), x), want)
+
     def test_a_stack_checks_and_clears_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
         cleared, clear = [], layers._check_arguments
         monkeypatch.setattr(layers, "_check_arguments", lambda *a: cleared.append(a) or clear(*a))
