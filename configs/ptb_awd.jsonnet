@@ -2,7 +2,7 @@
 //
 //   make data-ptb && allennlp train configs/ptb_awd.jsonnet
 //   allennlp train configs/ptb_awd_finetune.jsonnet        # optional: goes on from the result
-//   python scripts/ptb_cache.py runs/ptb_awd               # optional: with a cache of recent words
+//   python scripts/ptb_cache.py runs/ptb_awd_finetune      # optional: that with a cache of recent words
 //
 // Cost: not measured; twice the multiplications of ptb.jsonnet, and meant for a GPU.
 // Expect: the recipe's authors have 60.6 on validation and 58.3 on test after 550 epochs, 59.1 and

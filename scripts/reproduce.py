@@ -28,6 +28,9 @@ from pathlib import Path
 from typing import Any
 
 import benchmark
+import imdb
+import iwslt
+import ptb
 import quick
 import records
 import timing
@@ -222,12 +225,16 @@ def data_steps(options: Options) -> list[Step]:
     mirror = ("--mirror", options.mirror) if options.mirror else ()
     found = []
     prepared: dict[str, dict[str, Any] | None] = {}
-    for name, minutes, gigabytes in (("imdb", 2, 0.22), ("ptb", 0.1, 0.01), ("iwslt", 0.5, 0.06)):
+    for name, recipe, minutes, gigabytes in (
+        ("imdb", imdb.recipe, 2, 0.22),
+        ("ptb", lambda: ptb.RECIPE, 0.1, 0.01),
+        ("iwslt", lambda: iwslt.recipe(options.lower), 0.5, 0.06),
+    ):
         if name in options.only:
             lower = ("--lower",) if name == "iwslt" and options.lower else ()
             command = (f"scripts/{name}.py", *mirror, *lower)
-            folder, recipe = Path(f"data/{name}"), {"lower": bool(lower)} if name == "iwslt" else {}
-            prepared[name] = finished_meta(folder, recipe)
+            folder = Path(f"data/{name}")
+            prepared[name] = finished_meta(folder, recipe())
             done = folder / "meta.json" if prepared[name] else None
             hours, source = minutes / 60, "and the download"
             found.append(Step(f"data-{name}", command, done, (), hours, source, gigabytes))
@@ -235,7 +242,7 @@ def data_steps(options: Options) -> list[Step]:
         learnt = options.vectors == vectors.WORD2VEC_NAME
         published = vectors.PUBLISHED.get(options.vectors)
         place, reviews = Path("data/vectors"), prepared["imdb"]
-        wanted = {"data": reviews["files"] if reviews else None}
+        wanted = {"recipe": vectors.RECIPE, "data": reviews["files"] if reviews else None}
         finished = vectors.finished_json(place, options.vectors, wanted)
         found.append(
             Step(

@@ -34,7 +34,7 @@ class Commands:
                 "metric_tracker": {"best_epoch": 0, "epochs_with_no_improvement": 0},
                 "epochs_completed": 1,
                 "batches_in_epoch_completed": 0,
-                "best_model_filename": "best.th",
+                "best_model_filename": str(directory / "best.th"),
             }
             for kind in ("model", "training"):
                 torch.save(state, directory / f"{kind}_state_e1_b0.th")

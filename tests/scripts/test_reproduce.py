@@ -7,10 +7,13 @@ import signal
 import sys
 from pathlib import Path
 
+import imdb
+import iwslt
 import pytest
 import quick
 import records
 import reproduce
+import vectors
 from reproduce import Options
 from reproduce_rows import LM_WEIGHTS
 from reproduce_runner import Outcome, Step, shown
@@ -70,8 +73,9 @@ def test_the_full_plan_has_the_rows_of_the_tables():
                 found = steps[f"{experiment}-{name}-seed{seed}"]
                 assert found.result == records.path(records.RESULTS, experiment, name, seed)
     assert "ptb-awd-seed2" in steps["ptb-finetuned-seed2"].needs
+    start = "model.initializer.regexes.0.1.weights_file_path"
     tuned = json.loads(steps["ptb-finetuned-seed2"].command[-1])
-    assert tuned["model.archive_file"] == "runs/ptb-awd-seed2/model.tar.gz"
+    assert tuned[start] == "runs/ptb-awd-seed2/best.th"
     cache = steps["ptb-cache-seed2"]
     assert cache.needs == ("ptb-finetuned-seed2",) and "runs/ptb-finetuned-seed2" in cache.command
     assert steps["data-iwslt"].command == ("scripts/iwslt.py", "--mirror", "there")
@@ -160,7 +164,7 @@ def test_data_that_was_prepared_otherwise_is_to_do():
         found = {step.name: step.done for step in experiments}
         return {name: found[name] for name in ("data-iwslt", f"vectors-{reproduce.GLOVE}")}
 
-    def prepare(name: str, **told: bool) -> dict[str, str]:
+    def prepare(name: str, **told: object) -> dict[str, str]:
         Path(f"data/{name}/train").write_text("text")
         files = {"train": hashlib.sha256(b"text").hexdigest()}
         Path(f"data/{name}/meta.json").write_text(json.dumps({"files": files, **told}))
@@ -169,27 +173,33 @@ def test_data_that_was_prepared_otherwise_is_to_do():
     def glove(data: dict[str, str]) -> Path:
         file = Path(f"data/vectors/{reproduce.GLOVE}.txt.gz")
         file.write_bytes(b"a 1\n")
-        about = {"data": data, "sha256": hashlib.sha256(b"a 1\n").hexdigest()}
+        about = {
+            "recipe": vectors.RECIPE,
+            "data": data,
+            "sha256": hashlib.sha256(b"a 1\n").hexdigest(),
+        }
         Path(f"data/vectors/{reproduce.GLOVE}.json").write_text(json.dumps(about))
         return file
 
     for name in ("imdb", "iwslt", "vectors"):
         Path("data", name).mkdir(parents=True)
     assert done() == {"data-iwslt": False, f"vectors-{reproduce.GLOVE}": False}
-    prepare("iwslt", lower=False)
-    file = glove(prepare("imdb"))
+    prepare("iwslt", **iwslt.recipe(lower=False))
+    file = glove(prepare("imdb", **imdb.recipe()))
     assert done() == {"data-iwslt": True, f"vectors-{reproduce.GLOVE}": True}
     assert done(lower=True) == {"data-iwslt": False, f"vectors-{reproduce.GLOVE}": True}
-    prepare("iwslt", lower=True)
+    prepare("iwslt", **iwslt.recipe(lower=True))
     Path("data/imdb/train").unlink()
     assert done(lower=True) == {"data-iwslt": True, f"vectors-{reproduce.GLOVE}": False}
     glove({"train": "of another text"})
-    prepare("imdb")
+    prepare("imdb", **imdb.recipe())
     assert done() == {"data-iwslt": False, f"vectors-{reproduce.GLOVE}": False}
-    glove(prepare("imdb"))
+    glove(prepare("imdb", **imdb.recipe()))
     assert done() == {"data-iwslt": False, f"vectors-{reproduce.GLOVE}": True}
     file.unlink()
     assert done() == {"data-iwslt": False, f"vectors-{reproduce.GLOVE}": False}
+    prepare("iwslt", **iwslt.recipe(lower=True) | {"recipe": iwslt.RECIPE - 1})
+    assert done(lower=True) == {"data-iwslt": False, f"vectors-{reproduce.GLOVE}": False}
     Path("data/iwslt/meta.json").write_text("{")
     assert done(lower=True) == {"data-iwslt": False, f"vectors-{reproduce.GLOVE}": False}
 
