@@ -12,6 +12,7 @@ from typing import Any, Dict, List, Optional
 import torch
 from allennlp.common import Params
 from allennlp.common.checks import ConfigurationError
+from allennlp.data.data_loaders import SimpleDataLoader
 from allennlp.training.callbacks import TrainerCallback
 
 from qrnn.allennlp.readers import data_source
@@ -131,7 +132,8 @@ class RandomState(TrainerCallback):
 
     AllenNLP reads through the epochs that are done, to draw from the loader what was drawn then,
     and misses what dropout and validation drew. Here the first epoch that is not done starts from
-    the state that the checkpoint was saved with, and the others are not read; the steps, which
+    the state that the checkpoint was saved with, and the others are read only where a loader goes
+    on from where it ended (batches_per_epoch) or in the order it had ("simple"); the steps, which
     AllenNLP counts as it reads, and by which schedulers set the rate, are kept as well. A
     checkpoint from the middle of an epoch is left to AllenNLP. Several processes all continue from
     the first's.
@@ -153,9 +155,12 @@ class RandomState(TrainerCallback):
         if saved is None or trainer._start_after_batches_in_epoch_completed:
             return
 
+        loader = trainer.data_loader
+        placed = getattr(loader, "batches_per_epoch", None) or isinstance(loader, SimpleDataLoader)
+
         def resume(epoch: int) -> Dict[str, float]:
             if epoch < trainer._start_after_epochs_completed:
-                return {}
+                return train_epoch(epoch) if placed else {}
             trainer._train_epoch = train_epoch
             trainer._total_batches_completed = saved["steps"]
             set_random_state(saved["random"])

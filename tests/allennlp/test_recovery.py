@@ -107,6 +107,22 @@ def test_killed_between_two_files_it_ends_as_if_undisturbed(here, killed, option
         torch.testing.assert_close(weight, weights[name], rtol=0, atol=0)
 
 
+@pytest.mark.parametrize(
+    "loader",
+    [
+        {"batch_size": 8, "batches_per_epoch": 3},
+        {"type": "simple", "batch_size": 8, "shuffle": True},
+    ],
+)
+def test_a_loader_goes_on_from_its_place_or_order(here, monkeypatch, loader):
+    monkeypatch.setitem(CONFIG, "data_loader", loader)
+    monkeypatch.setitem(CONFIG, "validation_data_loader", {"batch_size": 8})
+    assert train(here / "whole") == 0
+    assert train(here / "killed", killed="before") == -signal.SIGKILL
+    assert train(here / "killed", "--recover") == 0
+    assert results(here / "killed") == results(here / "whole")
+
+
 STATE = {
     "metric_tracker": {"best_epoch": 1},
     "epochs_completed": 2,
