@@ -184,13 +184,13 @@ class QRNNDecoder(nn.Module):
             Of a bidirectional QRNN, whose h_n is (2 * L, B, H), with M = 2 * H:
             h_n.unflatten(0, (L, 2)).transpose(1, 2).flatten(2).
         """
-        weight = self._layers[0].weight
+        like = self._layers[0].like
         check_floating("encoder_final", encoder_final)
         shape = tuple(encoder_final.shape)
         check(len(shape) == 3, "encoder_final", "3 dimensions (L, B, M)", shape)
         B = shape[1]
         own = (self.num_layers, B, self.encoder_size)
-        check_like("encoder_final", encoder_final, own, weight, cast=autocasts(weight.device))
+        check_like("encoder_final", encoder_final, own, like, cast=autocasts(like.device))
         encoded = torch.stack(
             [linear(final) for linear, final in zip(self.conditions, encoder_final, strict=True)]
         )
@@ -236,7 +236,7 @@ class QRNNDecoder(nn.Module):
         x = input
         if flip and isinstance(input, Tensor) and input.dim() == 3:
             x = input.transpose(0, 1)
-        check_input(x, self._layers[0].weight, self.input_size)
+        check_input(x, self._layers[0].like, self.input_size)
         self._check_state(state, x)
         check_floating("memory", memory)
         check(memory.dim() == 3, "memory", "3 dimensions", tuple(memory.shape))

@@ -170,6 +170,18 @@ class QRNNLayer(nn.Module):
         raise TypeError("torch.jit.script cannot compile a QRNN; torch.jit.trace can")
 
     @property
+    def like(self) -> Tensor:
+        """A tensor with the parameters' dtype and device.
+
+        Not the weight where pruning, or a norm of it, makes it anew from others: it may be an old
+        one, as hooks do that when the layer is called, or take time.
+        """
+        for parameter in self._parameters.values():
+            if parameter is not None:
+                return parameter
+        return self.weight
+
+    @property
     def shift(self) -> int:
         """By how many steps the reverse direction's windows lie later; see `operator.pool`."""
         if not self.bidirectional:
@@ -287,7 +299,7 @@ def _check_arguments(
 
     The scan does not read padding, but windows that look ahead and the weight's gradient do.
     """
-    check_input(x, layers[0].weight, layers[0].input_size)
+    check_input(x, layers[0].like, layers[0].input_size)
     if state is not None:
         _check_state(state, layers, x)
     if lengths is not None:
@@ -301,9 +313,9 @@ def _initial_state(layers: Sequence[QRNNLayer], batch_size: int) -> QRNNState:
     check_size("batch_size", batch_size, 0)
     for layer in layers:
         layer.check_streaming()
-    weight, H = layers[0].weight, layers[0].hidden_size
-    # not weight.new_zeros: where FSDP has the weight these would be in parts
-    make = partial(torch.zeros, dtype=weight.dtype, device=weight.device)
+    like, H = layers[0].like, layers[0].hidden_size
+    # not like.new_zeros: where FSDP has the parameters these would be in parts
+    make = partial(torch.zeros, dtype=like.dtype, device=like.device)
     window = [make(v.kernel_size - 1, batch_size, v.input_size) for v in layers]
     h, c = make(len(layers), batch_size, H), make(len(layers), batch_size, H)
     return QRNNState(h, c, tuple(window))

@@ -17,9 +17,9 @@ from typing import Any
 
 import records
 import torch
-from files import check_root, read_json
+from files import check_folder, check_root, read_json
 from tqdm import tqdm
-from with_allennlp import require
+from with_allennlp import check_data, require
 
 from qrnn.allennlp import ImdbReader  # before allennlp, which it mends
 
@@ -39,6 +39,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=records.RESULTS)
     arguments = parser.parse_args()
     check_root(parser)
+    check_folder(parser, "--results", arguments.results)
     if len({run.name for run in arguments.runs}) < len(arguments.runs):
         parser.error("runs: two folders have the same name, by which the table tells them apart")
     for run in arguments.runs:
@@ -95,6 +96,7 @@ def predicted(run: Path) -> tuple[list[str], list[int], list[float]]:
         sys.exit(f"error: {run}: expected a classifier of IMDb's reviews")
     loaded.model.eval()
     file = Path(loaded.config["validation_data_path"])
+    check_data(run, read_json(run / "run.json")["data"], file)
     with file.open(encoding="utf-8") as lines:
         ids = [json.loads(line)["id"] for line in lines]
     instances = list(loaded.validation_dataset_reader.read(file))

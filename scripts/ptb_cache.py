@@ -19,10 +19,10 @@ from typing import Any, NamedTuple
 
 import records
 import torch
-from files import check_root, read_json
+from files import check_folder, check_root, read_json
 from torch import Tensor
 from tqdm import tqdm
-from with_allennlp import require
+from with_allennlp import check_data, require
 
 from qrnn.allennlp import TokenStreamLoader  # before allennlp, which it mends
 
@@ -61,6 +61,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=records.RESULTS)
     arguments = parser.parse_args()
     check_root(parser)
+    check_folder(parser, "--results", arguments.results)
     require(arguments.run)
     archive = arguments.run / "model.tar.gz"
     print(measure(archive, arguments.row, arguments.note, arguments.results))
@@ -75,6 +76,7 @@ def measure(archive: Path, row: str, note: str, results: Path) -> Path:
         sys.exit(f"error: {archive.parent}: expected a language model over a token_stream")
     valid_file = Path(loaded.config["validation_data_path"])
     told = read_json(archive.with_name("run.json"))
+    check_data(archive.parent, told["data"], valid_file)
     valid = read(loaded, valid_file)
     choice, valid_perplexity = best(valid)
     test = read(loaded, valid_file.with_stem("test"))

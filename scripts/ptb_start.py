@@ -19,7 +19,7 @@ from typing import Any
 import experiment
 import records
 import with_allennlp
-from files import alone, check_root, read_json
+from files import alone, check_folder, check_root, read_json
 
 CONFIG = Path("configs/ptb.jsonnet")
 RATE = 0.35
@@ -71,6 +71,7 @@ def main() -> None:
             parser.error(f"--{name}: expected at least 1, got {arguments[name]}")
     if arguments["seed"] < 0:
         parser.error(f"--seed: expected at least 0, got {arguments['seed']}")
+    check_folder(parser, "--results", arguments["results"])
     with experiment.explained():
         print(compare(**arguments))
 

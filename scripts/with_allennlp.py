@@ -46,7 +46,7 @@ def train(
     for name in ("metrics.json", "model.tar.gz"):
         (directory / name).unlink(missing_ok=True)
     checkpoint = recovery.newest_checkpoint(directory)
-    if not checkpoint or not recovery.has_best(directory, checkpoint):
+    if not checkpoint or not recovery.restore_best(directory, checkpoint):
         if directory.exists():
             print(f"{directory} holds nothing to continue from: training starts anew")
             shutil.rmtree(directory)
@@ -86,6 +86,14 @@ def require(directory: Path) -> None:
         sys.exit(f"error: {directory} is not, or not wholly, what allennlp train ends with")
     if not (directory / "run.json").exists():
         sys.exit(f'error: there is no {directory}/run.json: train with the callback "run_file"')
+
+
+def check_data(directory: Path, told: dict[str, Any], file: Path) -> None:
+    """Exits unless the folder of `file` holds the data that run.json of `directory` tells of."""
+    from qrnn.allennlp.readers import data_source  # slow: it imports allennlp
+
+    if data_source(file.parent) != told:
+        sys.exit(f"error: {directory} was trained on other data than is in {file.parent} now")
 
 
 def mended_config(config: Path, directory: Path, overrides: str) -> dict[str, Any]:

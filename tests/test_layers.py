@@ -14,6 +14,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from oracle import POOLINGS, WIDE, close, equal, randn
 from torch import Tensor, nn
+from torch.nn.utils import prune
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequence
 from torch.utils.checkpoint import checkpoint
 
@@ -837,6 +838,18 @@ class TestModule:
             output, _ = layer(inputs)
             inputs = torch.cat([inputs, output], -1)
         close(rnn(x)[0], output)
+
+    @pytest.mark.parametrize("bias", [False, True])
+    def test_a_pruned_stack_takes_another_dtype(self, bias: bool) -> None:
+        rnn, x = QRNN(3, 4, 2, bias=bias), torch.randn(5, 2, 3, dtype=torch.float64)
+        prune.l1_unstructured(rnn.layers[0], "weight", amount=0.5)
+        rnn.double()
+        assert rnn.initial_state(2).c.dtype == torch.float64
+        pruned = rnn.layers[0].weight_orig * rnn.layers[0].weight_mask
+        output, _ = rnn(x, rnn.initial_state(2))
+        prune.remove(rnn.layers[0], "weight")
+        equal(rnn.layers[0].weight, pruned)
+        equal(output, rnn(x)[0])
 
 
 class TestRandomness:

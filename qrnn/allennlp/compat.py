@@ -204,7 +204,7 @@ def _mend_checkpoints(directory: Path) -> None:
     from qrnn.allennlp import recovery
 
     checkpoint = recovery.newest_checkpoint(directory)
-    if checkpoint and not recovery.has_best(directory, checkpoint):
+    if checkpoint and not recovery.restore_best(directory, checkpoint):
         raise ConfigurationError(
             f"{directory}/best.th is missing or damaged, and the newest checkpoint that is whole "
             "is not of the best epoch: its weights are lost. Train anew, with --force"

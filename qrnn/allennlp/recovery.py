@@ -45,7 +45,7 @@ def newest_checkpoint(directory: Path) -> Optional[Checkpoint]:
     return None
 
 
-def has_best(directory: Path, checkpoint: Checkpoint) -> bool:
+def restore_best(directory: Path, checkpoint: Checkpoint) -> bool:
     """Rewrites best.th where the checkpoint is of the best epoch: AllenNLP writes it after the
     checkpoint, and may have been killed before. False if the best epoch's weights are lost.
 

@@ -14,7 +14,7 @@ from allennlp.training import checkpointer
 
 import qrnn.allennlp  # noqa: F401  registers what the config names
 from qrnn.allennlp import compat
-from qrnn.allennlp.recovery import Checkpoint, has_best, newest_checkpoint
+from qrnn.allennlp.recovery import Checkpoint, newest_checkpoint, restore_best
 
 CONFIG = {
     "dataset_reader": {"type": "text_classification_json", "tokenizer": "whitespace"},
@@ -145,7 +145,7 @@ def best(directory):
 
 
 def test_best_weights_follow_the_checkpoint(tmp_path, checkpoint):
-    assert has_best(tmp_path, checkpoint)
+    assert restore_best(tmp_path, checkpoint)
     assert best(tmp_path) == {"w": [1, 1], "buffer": [1]}
 
 
@@ -157,7 +157,7 @@ def test_best_weights_are_the_average_under_every_name(tmp_path, checkpoint, ave
     w = torch.ones(2)
     torch.save({"w": w, "tied": w, "buffer": torch.ones(1)}, checkpoint.model)
     average = {**average, "shadows": {"w": torch.full((2,), 0.5)}}
-    assert has_best(tmp_path, checkpoint._replace(state=STATE | {"moving_average": average}))
+    assert restore_best(tmp_path, checkpoint._replace(state=STATE | {"moving_average": average}))
     assert best(tmp_path) == {"w": [expected] * 2, "tied": [expected] * 2, "buffer": [1]}
 
 
@@ -171,22 +171,22 @@ def test_best_weights_are_the_average_under_every_name(tmp_path, checkpoint, ave
 )
 def test_weights_of_an_earlier_epoch_have_to_be_there(tmp_path, checkpoint, state):
     checkpoint = checkpoint._replace(state=STATE | state)
-    assert has_best(tmp_path, checkpoint)
+    assert restore_best(tmp_path, checkpoint)
     assert best(tmp_path) == {"w": [0, 0]}
     (tmp_path / "best.th").write_bytes((tmp_path / "best.th").read_bytes()[:-20])
-    assert not has_best(tmp_path, checkpoint)
+    assert not restore_best(tmp_path, checkpoint)
 
 
 def test_inside_the_first_epoch_there_is_no_best(tmp_path, checkpoint):
     (tmp_path / "best.th").unlink()
     first = {"batches_in_epoch_completed": 5, "best_model_filename": None}
-    assert has_best(tmp_path, checkpoint._replace(state=STATE | first))
+    assert restore_best(tmp_path, checkpoint._replace(state=STATE | first))
     assert not (tmp_path / "best.th").exists()
 
 
 def test_the_first_best_weights_are_those_that_the_trainer_loads(tmp_path, checkpoint):
     """AllenNLP saves its state before it has written any best.th."""
-    assert has_best(tmp_path, checkpoint._replace(state=STATE | {"best_model_filename": None}))
+    assert restore_best(tmp_path, checkpoint._replace(state=STATE | {"best_model_filename": None}))
     state = newest_checkpoint(tmp_path).state
     assert state == STATE | {"best_model_filename": str(tmp_path / "best.th")}
 
@@ -199,7 +199,7 @@ def test_best_weights_are_found_where_the_folder_has_been_moved_to(
         "metric_tracker": {"best_epoch": best_epoch},
         "best_model_filename": "runs/before/best.th",
     }
-    assert has_best(tmp_path, checkpoint._replace(state=STATE | moved))
+    assert restore_best(tmp_path, checkpoint._replace(state=STATE | moved))
     assert newest_checkpoint(tmp_path).state["best_model_filename"] == str(tmp_path / "best.th")
 
 

@@ -97,6 +97,11 @@ def test_runs_that_are_not_there_or_of_other_data_are_named(project, monkeypatch
     monkeypatch.setattr(sys, "argv", ["imdb_errors.py", "runs/3"])
     with pytest.raises(SystemExit, match="runs/3 is not, or not wholly, what allennlp train"):
         imdb_errors.main()
+    before = Path("data/imdb/meta.json").read_text()
+    Path("data/imdb/meta.json").write_text(before.replace("tiny", "less"))
+    with pytest.raises(SystemExit, match=r"runs/1 was trained on other data than is in .*imdb now"):
+        imdb_errors.measure([Path("runs/1")], tmp_path)
+    Path("data/imdb/meta.json").write_text(before)
     shutil.copytree("runs/1", tmp_path / "other")
     told = json.loads((tmp_path / "other/run.json").read_text())
     told["data"]["note"] = "other"
